@@ -1,0 +1,113 @@
+"""Byte spans and alignment of GPT-2 (student) and Llama-3 (teacher) over real text: tokenkit beside TRL, one thread.
+
+Prints a Markdown table of medians over interleaved repeats in one run. Needs the shared data folder and, for TRL's
+rows, `pip install trl`. Usage: python benchmarks/alignment_throughput.py [--repeats 7] [--kilobytes 600]
+"""
+
+import os
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["RAYON_NUM_THREADS"] = "1"
+
+import argparse
+import gzip
+import json
+import lzma
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from tokenkit.align.spans import align
+from tokenkit.tokenizers.load import load_tokenizer
+
+SHARED = Path(os.environ.get("TOKENKIT_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+def read_texts(kilobytes: int) -> list[str]:
+    """Web documents, the first so many kilobytes of them."""
+    texts: list[str] = []
+    room = 1000 * kilobytes
+    with gzip.open(SHARED / "data/corpora/c4_en_mini/train.jsonl.gz", "rt", encoding="utf-8") as lines:
+        for line in lines:
+            texts.append(json.loads(line)["text"])
+            room -= len(texts[-1].encode())
+            if room <= 0:
+                break
+    return texts
+
+
+def bare(name: str) -> Tokenizer:
+    """The library's own tokenizer, as anybody would load it."""
+    path = SHARED / "data/tokenizers" / name / "tokenizer.json"
+    return Tokenizer.from_str(path.read_text("utf-8") if path.exists() else lzma.open(f"{path}.xz", "rt").read())
+
+
+def jobs(texts: list[str]) -> dict[str, Callable[[], object]]:
+    """What is timed, by name. Alignments run over encodings made before the clock starts."""
+    student, teacher = (load_tokenizer(str(SHARED / "data/tokenizers" / name)) for name in ("gpt2", "llama3"))
+    backends = bare("gpt2"), bare("llama3")
+    encoded = list(zip(student.encode_batch(texts), teacher.encode_batch(texts)))
+
+    def floor() -> None:
+        for backend in backends:
+            backend.encode_batch(texts, add_special_tokens=False)
+
+    def ours() -> None:
+        for a, b in zip(student.encode_batch(texts), teacher.encode_batch(texts)):
+            align(a, b)
+
+    timed: dict[str, Callable[[], object]] = {
+        "floor: `tokenizers` alone, both sides": floor,
+        "tokenkit: encode both, align": ours,
+        "tokenkit: align": lambda: [align(a, b) for a, b in encoded],
+    }
+    try:
+        from trl.experimental.gold.gold_trainer import ULDLoss
+        from trl.experimental.utils import encode_with_byte_offsets
+    except ImportError as error:
+        print(f"without TRL's rows: {error}; pip install trl\n")
+        return timed
+    offsets = [[spans for _, spans in encode_with_byte_offsets(one, texts)] for one in backends]
+
+    def trl_whole() -> None:
+        sides = [encode_with_byte_offsets(one, texts) for one in backends]
+        for (_, a), (_, b) in zip(*sides):
+            ULDLoss._align_by_byte_offsets(a, b)
+
+    timed["TRL: encode both, align"] = trl_whole
+    timed["TRL: align"] = lambda: [ULDLoss._align_by_byte_offsets(a, b) for a, b in zip(*offsets)]
+    return timed
+
+
+def main() -> None:
+    """Times every job `--repeats` times in turn and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--kilobytes", type=int, default=600)
+    arguments = parser.parse_args()
+    texts = read_texts(arguments.kilobytes)
+    timed = jobs(texts)
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    for repeat in range(arguments.repeats + 1):
+        for name, job in timed.items():
+            begin = time.process_time()
+            job()
+            if repeat:  # the first round warms caches
+                seconds[name].append(time.process_time() - begin)
+    tokens = sum(len(encoding.ids) for encoding in bare("gpt2").encode_batch(texts))
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    floor = next(iter(medians.values()))
+    print(f"{len(texts)} documents, {sum(len(text.encode()) for text in texts)} bytes, {tokens} student tokens\n")
+    print("| job | k student tokens / CPU-s | time / floor |\n| --- | ---: | ---: |")
+    for name, median in medians.items():
+        print(f"| {name} | {tokens / median / 1000:,.0f} | {median / floor:.3f} |")
+    if "TRL: align" in medians:
+        print(f"\nTRL / tokenkit: align {medians['TRL: align'] / medians['tokenkit: align']:.1f}, whole ", end="")
+        print(f"{medians['TRL: encode both, align'] / medians['tokenkit: encode both, align']:.2f}")
+
+
+if __name__ == "__main__":
+    main()

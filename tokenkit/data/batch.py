@@ -1,0 +1,97 @@
+"""Examples → padded tensors, shifted once: at index t stand the input, and the label that its logits predict."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy import ndarray
+from torch import Tensor
+
+from tokenkit.config import Config
+from tokenkit.data.example import Example, Side, Window, make_examples
+from tokenkit.data.source import SourceConfig
+from tokenkit.tokenizers.base import Tokenizer
+
+NO_LABEL = -1
+LENGTH_MULTIPLE = 32  # few distinct shapes: kernels are built per shape, on a CPU at great cost
+
+
+class DataConfig(Config):
+    """Training text, cut by bytes so that every tokenizer sees the same text at the same step."""
+
+    source: SourceConfig
+    window_bytes: int = 512
+    """Bytes of text in one row; a byte-level student needs about as many positions."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Named tensors of one microbatch, and what it is made of."""
+
+    tensors: dict[str, Tensor]
+    rows: list[int]
+    num_bytes: int
+    num_tokens: int
+
+    def to(self, device: torch.device) -> "Batch":
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
+        return Batch(moved, self.rows, self.num_bytes, self.num_tokens)
+
+
+def collate(examples: list[Example], rows: list[int]) -> Batch:
+    """One microbatch of examples."""
+    num_chunks = max((e.num_chunks for e in examples), default=0)
+    tensors = _side("student", [e.student for e in examples], num_chunks)
+    teachers = [e.teacher for e in examples if e.teacher is not None]
+    if teachers:
+        tensors |= _side("teacher", teachers, num_chunks)
+    scored = int(tensors["student_label_mask"].sum())
+    return Batch(tensors, rows, sum(e.num_bytes for e in examples), scored)
+
+
+def _side(name: str, sides: list[Side], num_chunks: int) -> dict[str, Tensor]:
+    longest = max(len(s.ids) for s in sides)
+    shape = (len(sides), -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
+    inputs = np.zeros(shape, np.int64)
+    labels, chunk = np.full(shape, NO_LABEL, np.int64), np.full(shape, -1, np.int64)
+    chunk_end = np.full((len(sides), num_chunks), -1, np.int64)
+    for row, side in enumerate(sides):
+        length = len(side.ids)
+        inputs[row, :length] = side.ids
+        labels[row, : length - 1] = side.ids[1:]
+        chunk[row, : length - 1] = side.chunk[1:]  # the first token is given, never scored
+        inside = np.flatnonzero(side.chunk >= 0)
+        chunk_end[row, side.chunk[inside]] = inside  # ascending, so a chunk's last token stays
+    tensors = {"inputs": inputs, "labels": labels, "chunk": chunk, "chunk_end": chunk_end, "label_mask": labels >= 0}
+    return {f"{name}_{key}": torch.from_numpy(value) for key, value in tensors.items()}
+
+
+class Batches:
+    """(seed, step) → microbatches: no state, so a resumed run needs nothing but the step."""
+
+    def __init__(
+        self, windows: list[Window], student: Tokenizer, teacher: Tokenizer | None, *, batch_size: int, seed: int
+    ):
+        self.windows, self.student, self.teacher = windows, student, teacher
+        self.batch_size, self.seed = batch_size, seed
+        self._epoch: tuple[int, Int[ndarray, "N"]] = (-1, np.empty(0, np.int64))
+
+    def rows(self, step: int) -> list[int]:
+        """The rows of a step: each epoch is its own permutation, and steps run on across epochs."""
+        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return [self._row(position) for position in positions]
+
+    def at(self, step: int, num_microbatches: int = 1) -> list[Batch]:
+        """The microbatches of a step, together always the same rows."""
+        rows = self.rows(step)
+        examples = make_examples([self.windows[row] for row in rows], self.student, self.teacher)
+        parts = np.array_split(np.arange(len(rows)), num_microbatches)
+        return [collate([examples[i] for i in part], [rows[i] for i in part]) for part in parts if len(part)]
+
+    def _row(self, position: int) -> int:
+        epoch, offset = divmod(position, len(self.windows))
+        if self._epoch[0] != epoch:
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.windows))
+            self._epoch = (epoch, order)
+        return int(self._epoch[1][offset])

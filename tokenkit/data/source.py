@@ -1,0 +1,146 @@
+"""Documents: text files, JSON lines, Arrow datasets, or the Python standard library that every machine has."""
+
+import gzip
+import hashlib
+import json
+import re
+import sysconfig
+from collections.abc import Iterator
+from glob import glob
+from pathlib import Path
+from typing import Literal
+
+from pydantic import model_validator
+
+from tokenkit.config import Config, UserError
+
+HELD_OUT_ONE_IN = 20
+NOT_PROSE = {"site-packages", "__pycache__", "test", "tests", "idle_test", "ensurepip", "lib2to3", "turtledemo"}
+
+
+class SourceConfig(Config):
+    """Where documents come from: exactly one of `path`, `hub` and `stdlib`."""
+
+    path: str | None = None
+    """A file, a folder or a glob of .txt, .jsonl (both also .gz), .py or .md files."""
+    hub: str | None = None
+    """A dataset id, or a folder that `datasets.load_dataset` reads."""
+    stdlib: Literal["train", "held_out"] | None = None
+    """The sources and docstrings of this Python's standard library; every 20th module, by name, is held out."""
+    split: str = "train"
+    """Split of a `hub` dataset."""
+    field: str = "text"
+    """Key of the text in a JSON line or dataset row."""
+    separator: str | None = None
+    """Regular expression between documents of a text file; without it a file is one document."""
+    max_bytes: int | None = None
+    """Stop after this many bytes of text; the last document is cut at a character."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "SourceConfig":
+        if sum(value is not None for value in (self.path, self.hub, self.stdlib)) != 1:
+            raise UserError("source: give exactly one of path, hub and stdlib")
+        if self.separator is not None:
+            try:
+                re.compile(self.separator)
+            except re.error as error:
+                raise UserError(f"source.separator: {self.separator!r} is no regular expression: {error}") from None
+        return self
+
+
+def read_documents(source: SourceConfig) -> list[str]:
+    """The non-empty documents of a source, in a fixed order; UserError where there are none."""
+    documents, budget = [], source.max_bytes
+    for text in _texts(source):
+        if not text.strip():
+            continue
+        if budget is not None:
+            if budget <= 0:
+                break
+            text = text.encode()[:budget].decode(errors="ignore")
+            budget -= len(text.encode())
+        documents.append(text)
+    if not documents:
+        raise UserError(f"{describe(source)}: an empty corpus; no document with text in it")
+    return documents
+
+
+def describe(source: SourceConfig) -> str:
+    """What a source is called in messages and reports."""
+    return source.path or source.hub or f"Python standard library ({source.stdlib})"
+
+
+def _texts(source: SourceConfig) -> Iterator[str]:
+    if source.stdlib is not None:
+        yield from _standard_library(held_out=source.stdlib == "held_out")
+    elif source.hub is not None:
+        yield from _dataset(source)
+    else:
+        for path in _files(source.path or ""):
+            yield from _file(path, source)
+
+
+def _files(pattern: str) -> list[Path]:
+    path = Path(pattern).expanduser()
+    if path.is_dir():
+        endings = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".py", ".md")
+        return sorted(p for p in path.rglob("*") if p.name.endswith(endings))
+    found = sorted(Path(p) for p in glob(str(path), recursive=True))
+    if not found:
+        raise UserError(f"{pattern}: no such file, folder or glob of text")
+    return found
+
+
+def _file(path: Path, source: SourceConfig) -> Iterator[str]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8", newline="") as file:
+        try:
+            if ".jsonl" in path.suffixes:
+                for number, line in enumerate(file, 1):
+                    yield _json_text(line, f"{path}, line {number}", source.field)
+            elif source.separator is None:
+                yield file.read()
+            else:
+                yield from re.split(source.separator, file.read())
+        except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+            raise UserError(f"{path}: not readable as UTF-8 text: {error}") from None
+
+
+def _json_text(line: str, place: str, field: str) -> str:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place}: not JSON: {error.msg}") from None
+    if not isinstance(row, dict) or not isinstance(row.get(field), str):
+        known = f"its keys are {', '.join(row)}" if isinstance(row, dict) else f"it is a {type(row).__name__}"
+        raise UserError(f"{place}: no text under {field!r}; {known}; set source.field")
+    return row[field]
+
+
+def _dataset(source: SourceConfig) -> Iterator[str]:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(source.hub or "", split=source.split)
+    except (FileNotFoundError, ValueError, ConnectionError, OSError) as error:
+        raise UserError(f"{source.hub}: cannot be loaded as a dataset: {str(error).splitlines()[0]}") from None
+    if source.field not in rows.column_names:
+        raise UserError(f"{source.hub}: no column {source.field!r}; it has {', '.join(rows.column_names)}")
+    yield from rows[source.field]
+
+
+def _standard_library(*, held_out: bool) -> Iterator[str]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root)
+        if NOT_PROSE.intersection(name.parts) or is_held_out(name.as_posix()) != held_out:
+            continue
+        try:
+            yield path.read_text("utf-8")
+        except UnicodeDecodeError:
+            continue  # a handful of modules is in another encoding on purpose
+
+
+def is_held_out(module: str) -> bool:
+    """Whether a module of the standard library is kept for evaluation: by its name, so the same on every machine."""
+    return int.from_bytes(hashlib.sha256(module.encode()).digest()[:4]) % HELD_OUT_ONE_IN == 0

@@ -1,0 +1,109 @@
+"""A folder that stock transformers loads: safetensors, configuration, tokenizer. It appears whole or not at all."""
+
+import copy
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers.processors import Sequence, TemplateProcessing
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
+
+from tokenkit.config import UserError
+from tokenkit.export.verify import verify_huggingface
+from tokenkit.models.generate import empty_ids
+from tokenkit.models.load import input_matrix, quiet
+from tokenkit.models.lora import adapters, merge_lora
+from tokenkit.tokenizers.base import Tokenizer
+
+TEXTS = [
+    "Hello, world!",
+    "  two spaces,\n\n\ttab 12345",
+    "Grüße aus Łódź, 東京 и Москва 🙂👩\u200d👧",
+    "def f(x):\n    return x",
+]
+
+
+def export_huggingface(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    extra_files: dict[str, str] = {},  # noqa: B006 (read only)
+) -> Path:
+    """The new folder, reloaded and compared before it takes its name. Adapters are merged into a copy.
+
+    A stock `tokenizer(text)` puts `tokenizer.start_id` first, as training did: where the tokenizer's own
+    post-processor adds nothing, the exported one is given a template that does.
+    """
+    rows = len(input_matrix(model))
+    if folder.exists():
+        raise UserError(f"{folder}: exists already; write the name of a new folder, or move this one away")
+    if rows < tokenizer.vocab_size:
+        raise UserError(f"export: {rows} embedding rows for {tokenizer.vocab_size} token ids; transfer the model first")
+    for name in extra_files:
+        if Path(name).name != name:
+            raise UserError(f"extra file {name!r}: write a plain file name")
+    draft = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
+    draft.mkdir(parents=True)
+    try:
+        _write_model(model, tokenizer, draft, dtype)
+        tokenizer.save(draft)
+        _add_start(draft, tokenizer)
+        for name, text in extra_files.items():
+            (draft / name).write_text(text, "utf-8")
+        verify_huggingface(draft, model, tokenizer, TEXTS)
+        os.rename(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _write_model(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype | None) -> None:
+    if adapters(model) or dtype not in (None, model.dtype):
+        model = copy.deepcopy(model)
+        merge_lora(model)
+        model.to(dtype or model.dtype)
+    with quiet():
+        model.save_pretrained(folder)
+    config, generation = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
+    ids = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": _stops(generation, tokenizer),
+        "pad_token_id": tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id,
+    }
+    for part in (config, config.get_text_config(), generation):
+        for name, value in ids.items():
+            setattr(part, name, value)
+    rows = len(input_matrix(model))
+    config.get_text_config().vocab_size = rows
+    # Rows without a token would decode to nothing: stock generation must not choose them either.
+    generation.suppress_tokens = sorted({*empty_ids(tokenizer, rows), *(generation.suppress_tokens or ())}) or None
+    config.save_pretrained(folder)
+    generation.save_pretrained(folder)
+
+
+def _stops(generation: GenerationConfig, tokenizer: Tokenizer) -> int | list[int] | None:
+    """The model's own list of ends where it contains the tokenizer's end, else the tokenizer's alone."""
+    declared = generation.eos_token_id
+    return declared if isinstance(declared, list) and tokenizer.eos_id in declared else tokenizer.eos_id
+
+
+def _add_start(folder: Path, tokenizer: Tokenizer) -> None:
+    start = tokenizer.start_id
+    with quiet():
+        stock: Any = AutoTokenizer.from_pretrained(folder)
+    if stock("a")["input_ids"][:1] == [start]:
+        return
+    path = folder / "tokenizer.json"
+    rust = RustTokenizer.from_file(str(path))
+    literal = rust.id_to_token(start)
+    template = TemplateProcessing(
+        single=[literal, "$A"], pair=[literal, "$A", literal, "$B:1"], special_tokens=[(literal, start)]
+    )
+    rust.post_processor = template if rust.post_processor is None else Sequence([rust.post_processor, template])
+    rust.save(str(path))

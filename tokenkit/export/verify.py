@@ -1,0 +1,86 @@
+"""An exported folder, opened with the consumer's own loaders, must answer as the model in memory does."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from tokenkit.models.load import quiet
+from tokenkit.models.lora import adapters
+from tokenkit.tokenizers.base import Tokenizer
+
+# Largest logit difference that counts as equal, relative to the largest logit: what rounding alone can do. Even equal
+# weights give slightly different sums on a CPU, where kernels depend on the alignment of a memory-mapped file.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
+
+
+class ExportError(RuntimeError):
+    """What was written does not answer as the model in memory does."""
+
+
+def verify_huggingface(
+    folder: Path, model: PreTrainedModel, tokenizer: Tokenizer, texts: list[str]
+) -> dict[str, float | int | str]:
+    """Figures of the comparison; ExportError where ids differ, or logits beyond rounding.
+
+    Where nothing was rounded (the same number format, no adapters merged) every tensor must be equal bit for bit.
+    """
+    rows = _compare_ids(folder, tokenizer, texts)
+    with quiet():
+        reloaded = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", use_safetensors=True, attn_implementation=model.config._attn_implementation
+        )
+    reloaded = reloaded.to(model.device).eval()
+    unrounded = reloaded.dtype == model.dtype and not adapters(model)
+    equal = _equal_tensors(model, reloaded, folder.name) if unrounded else 0
+    largest, difference = 0.0, 0.0
+    for row in rows:
+        expected, found = _logits(model, row), _logits(reloaded, row)
+        largest = max(largest, float(expected.abs().max()))
+        difference = max(difference, float((expected - found).abs().max()))
+    tolerance = TOLERANCES[reloaded.dtype] * largest
+    if not difference <= tolerance:
+        raise ExportError(f"{folder.name}: logits differ by {difference:.3g} after reloading, {tolerance:.3g} allowed")
+    return {
+        "texts": len(texts),
+        "tokens": sum(map(len, rows)),
+        "dtype": str(reloaded.dtype).removeprefix("torch."),
+        "equal_tensors": equal,
+        "logit_difference": difference,
+        "tolerance": tolerance,
+    }
+
+
+def _equal_tensors(model: PreTrainedModel, reloaded: PreTrainedModel, name: str) -> int:
+    before, after = model.state_dict(), reloaded.state_dict()
+    for key in before.keys() | after.keys():
+        if key not in before or key not in after or not torch.equal(before[key], after[key]):
+            raise ExportError(f"{name}: the tensor {key} is not the same after reloading")
+    return len(after)
+
+
+def _compare_ids(folder: Path, tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """The ids that a stock tokenizer call feeds the model: our start id, then our ids."""
+    with quiet():
+        stock: Any = AutoTokenizer.from_pretrained(folder)
+    rows = []
+    for text in texts:
+        expected = [tokenizer.start_id, *tokenizer.encode(text).ids.tolist()]
+        found = stock(text)["input_ids"]
+        if found[: len(expected)] != expected or stock(text, add_special_tokens=False)["input_ids"] != expected[1:]:
+            raise ExportError(f"{folder.name}: {text!r} becomes {found} after reloading, where {expected} is expected")
+        rows.append(expected)
+    return rows
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, ids: list[int]) -> Float[Tensor, "1 T V"]:
+    training = model.training
+    batch: Int[Tensor, "1 T"] = torch.tensor([ids], device=model.device)
+    try:
+        return model.eval()(batch, use_cache=False).logits.float()
+    finally:
+        model.train(training)

@@ -1,0 +1,145 @@
+"""Approximate likelihood matching: works across tokenizers. Minixhofer, Vulić & Ponti 2025, 2503.20083.
+
+Student and teacher give the same piece of text (a chunk) a probability each; the two Bernoulli distributions "the text
+goes on with this chunk" are matched. Chunks that end where the teacher sees no likely token boundary are merged with
+the next one, and the mass of a boundary after the unit is counted in (debiasing), because a tokenizer that would have
+written the text with a longer token gives its shorter prefix too little probability.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tokenkit.losses import loss
+
+Chunks = Float[Tensor, "B C"]
+Divergence = Literal["kl", "ce", "reverse_kl", "kl_limit", "abs", "tvd", "renyi", "k2", "k3"]
+EPSILON = 1e-6  # keeps log(1 - p) finite at p = 1
+
+
+def alm_units(
+    teacher_chunk_boundary_logp: Chunks,
+    teacher_chunk_tokens: Int[Tensor, "B C"],
+    student_chunk_tokens: Int[Tensor, "B C"],
+    *,
+    merge: bool,
+    threshold: float,
+    both_sides: bool,
+) -> Bool[Tensor, "B C"]:
+    """Which units count: the column of a unit is its chunk, or the running number of its merged group."""
+    valid = _scored(teacher_chunk_tokens, student_chunk_tokens, both_sides)
+    if not merge:
+        return valid
+    return _sum_groups(valid.long(), valid, _groups(teacher_chunk_boundary_logp, valid, threshold)) > 0
+
+
+@loss(per="chunk", units=alm_units)
+def alm(
+    student_chunk_logp: Chunks,
+    teacher_chunk_logp: Chunks,
+    student_chunk_boundary_logp: Chunks,
+    teacher_chunk_boundary_logp: Chunks,
+    student_chunk_tokens: Int[Tensor, "B C"],
+    teacher_chunk_tokens: Int[Tensor, "B C"],
+    *,
+    temperature: float = 5.0,
+    divergence: Divergence = "kl",
+    debias: bool = True,
+    merge: bool = True,
+    threshold: float = 0.1,
+    both_sides: bool = True,
+    renyi_order: float = 0.5,
+) -> Chunks:
+    """Divergence between the Bernoulli distributions of each unit's p^(1/temperature), in nats."""
+    valid = _scored(teacher_chunk_tokens, student_chunk_tokens, both_sides)
+    student, teacher = student_chunk_logp, teacher_chunk_logp
+    student_end, teacher_end = student_chunk_boundary_logp, teacher_chunk_boundary_logp
+    if merge:
+        group = _groups(teacher_end, valid, threshold)
+        last = _last_of_group(valid, group)
+        student, teacher = _sum_groups(student, valid, group), _sum_groups(teacher, valid, group)
+        student_end, teacher_end = student_end.gather(1, last), teacher_end.gather(1, last)
+    if debias:
+        student, teacher = student + student_end, teacher + teacher_end
+    counted = alm_units(
+        teacher_chunk_boundary_logp,
+        teacher_chunk_tokens,
+        student_chunk_tokens,
+        merge=merge,
+        threshold=threshold,
+        both_sides=both_sides,
+    )
+    # inputs, not outputs, are masked: a -inf or NaN in an unused branch would still reach the gradient
+    student = student.clamp_max(0).masked_fill(~counted, -1.0)
+    teacher = teacher.clamp_max(0).masked_fill(~counted, -1.0)
+    if divergence == "renyi":
+        return _renyi(teacher, student, renyi_order)
+    return DIVERGENCES[divergence](teacher, student, temperature)
+
+
+def _scored(teacher_tokens: Tensor, student_tokens: Tensor, both_sides: bool) -> Bool[Tensor, "B C"]:
+    """Chunks with a scored token on the teacher's side, or on both: an unscored side would claim probability 1."""
+    return (teacher_tokens > 0) & (student_tokens > 0) if both_sides else teacher_tokens > 0
+
+
+@torch.no_grad()
+def _groups(boundary_logp: Chunks, valid: Bool[Tensor, "B C"], threshold: float) -> Int[Tensor, "B C"]:
+    """Number of likely boundaries before each chunk; only chunks that count may close a group."""
+    closes = valid & (boundary_logp.exp() > threshold)
+    return closes.cumsum(1) - closes.long()
+
+
+def _sum_groups(value: Tensor, valid: Bool[Tensor, "B C"], group: Int[Tensor, "B C"]) -> Tensor:
+    return torch.zeros_like(value).scatter_add(1, group, torch.where(valid, value, 0))
+
+
+def _last_of_group(valid: Bool[Tensor, "B C"], group: Int[Tensor, "B C"]) -> Int[Tensor, "B C"]:
+    column = torch.arange(group.shape[1], device=group.device).expand_as(group)
+    return torch.zeros_like(group).scatter_reduce(1, group, torch.where(valid, column, 0), "amax")
+
+
+def log1mexp(x: Tensor) -> Tensor:
+    """log(1 - e^x) for x < 0, accurate at both ends."""
+    return torch.where(x < -math.log(2), torch.log1p(-x.exp()), torch.log(-torch.expm1(x)))
+
+
+def _binary_ce(teacher: Chunks, student: Chunks, temperature: float) -> Chunks:
+    a, b = teacher / temperature - EPSILON, student / temperature - EPSILON
+    return -(a.exp() * b + (1 - a.exp()) * log1mexp(b))
+
+
+def _binary_kl(teacher: Chunks, student: Chunks, temperature: float) -> Chunks:
+    a, b = teacher / temperature - EPSILON, student / temperature - EPSILON
+    return a.exp() * (a - b) + (1 - a.exp()) * (log1mexp(a) - log1mexp(b))
+
+
+def _kl_limit(teacher: Chunks, student: Chunks, temperature: float) -> Chunks:
+    """Limit of temperature * KL as the temperature grows."""
+    a, b = teacher - EPSILON, student - EPSILON
+    return (a - b) + a * (b / a).log()
+
+
+def _renyi(teacher: Chunks, student: Chunks, order: float) -> Chunks:
+    a, b = teacher - EPSILON, student - EPSILON
+    both = torch.logaddexp(order * a + (1 - order) * b, order * log1mexp(a) + (1 - order) * log1mexp(b))
+    return both / (order - 1)
+
+
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "kl": _binary_kl,
+    "ce": _binary_ce,
+    "reverse_kl": lambda teacher, student, temperature: _binary_kl(student, teacher, temperature),
+    "kl_limit": _kl_limit,
+    "abs": lambda teacher, student, temperature: (teacher - student).abs(),
+    "tvd": lambda teacher, student, temperature: (
+        (teacher / temperature - EPSILON).exp() - (student / temperature - EPSILON).exp()
+    ).abs(),
+    "k2": lambda teacher, student, temperature: ((teacher - student) / temperature).square() / 2,
+    "k3": lambda teacher, student, temperature: (
+        torch.expm1((teacher - student) / temperature) - (teacher - student) / temperature
+    ),
+}

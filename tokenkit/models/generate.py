@@ -1,0 +1,73 @@
+"""Continuations of prompts, as text: our tokenizer's ids through the model's own generation."""
+
+import codecs
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from tokenkit.models.load import input_matrix, quiet
+from tokenkit.tokenizers.base import Tokenizer
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    prompts: list[str],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> list[str]:
+    """One continuation per prompt, without the prompt, up to the end-of-text token; greedy at temperature 0.
+
+    The prompts are one left-padded batch. The process's random state is left as it was.
+    """
+    if not prompts:
+        return []
+    start = tokenizer.start_id
+    rows = [torch.tensor([start, *encoding.ids.tolist()]) for encoding in tokenizer.encode_batch(prompts)]
+    device = input_matrix(model).device
+    ids = torch.nn.utils.rnn.pad_sequence(rows, True, start, padding_side="left").to(device)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], True, 0, padding_side="left")
+    stops = _stop_ids(model, tokenizer)
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        **({"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}),
+        num_beams=1,
+        repetition_penalty=1.0,
+        eos_token_id=stops or None,
+        pad_token_id=stops[0] if stops else start,
+        suppress_tokens=empty_ids(tokenizer, len(input_matrix(model))) or None,
+    )
+    training = model.training
+    model.eval()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), quiet():
+            torch.manual_seed(seed)
+            output = model.generate(ids, attention_mask=mask.to(device), generation_config=settings)
+    finally:
+        model.train(training)
+    return [_text(tokenizer, row, stops) for row in output[:, ids.shape[1] :].tolist()]
+
+
+def empty_ids(tokenizer: Tokenizer, rows: int) -> list[int]:
+    """The ids below `rows` that stand for nothing: holes in the tokenizer's id range, and padding rows beyond it."""
+    spelled = {i for i, spelling in enumerate(tokenizer.token_bytes) if spelling} | tokenizer.special_ids
+    return [i for i in range(rows) if i not in spelled]
+
+
+def _stop_ids(model: PreTrainedModel, tokenizer: Tokenizer) -> list[int]:
+    """The tokenizer's end of text first, then the further ends that the model declares (chat models have several)."""
+    declared = model.generation_config.eos_token_id
+    declared = declared if isinstance(declared, list) else [declared]
+    return list(dict.fromkeys(i for i in (tokenizer.eos_id, *declared) if i is not None))
+
+
+def _text(tokenizer: Tokenizer, ids: list[int], stops: list[int]) -> str:
+    """The text of the ids before the first stop; a character cut off by the length limit is left out."""
+    end = next((position for position, i in enumerate(ids) if i in stops), len(ids))
+    return codecs.getincrementaldecoder("utf-8")("replace").decode(
+        b"".join(tokenizer.token_bytes[i] for i in ids[:end])
+    )

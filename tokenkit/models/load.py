@@ -1,0 +1,96 @@
+"""A causal language model from a folder or the hub: safetensors only, quiet, complete or refused."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as hf_logging
+
+from tokenkit.config import UserError
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences the progress bars and reports of transformers inside the block."""
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def load_model(
+    source: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The causal language model of a folder or hub id, in evaluation mode."""
+    _check_folder(source)
+    try:
+        with quiet():
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=dtype,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"{source}: not a causal language model that can be loaded: {reason}") from None
+    problems = sorted(loading["missing_keys"]) + sorted(name for name, *_ in loading["mismatched_keys"])
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"{source}: the weights lack {', '.join(problems[:3])}{more}; take a complete checkpoint")
+    return model.to(device).eval()
+
+
+def _check_folder(source: str) -> None:
+    folder = Path(source)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{source}: no config.json inside; write the folder of a Hugging Face model")
+        if not any(folder.glob("*.safetensors")):
+            raise UserError(f"{source}: no *.safetensors inside; pickled weights are never read, convert them first")
+    elif folder.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
+        raise UserError(f"{source}: no such folder; write the folder of a Hugging Face model, or a hub id owner/name")
+
+
+def input_matrix(model: PreTrainedModel) -> nn.Parameter:
+    """The input embedding matrix, rows x width."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
+
+
+def head_matrix(model: PreTrainedModel) -> nn.Parameter:
+    """The output matrix, rows x width; in a tied model the same object as the input embedding."""
+    weight = model.get_output_embeddings().weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
+
+
+def input_embedding_name(model: PreTrainedModel) -> str:
+    """The parameter name of the input embedding matrix."""
+    return _name_of(model, input_matrix(model))
+
+
+def head_name(model: PreTrainedModel) -> str | None:
+    """The parameter name of the output matrix, None where it is the input embedding itself."""
+    head = head_matrix(model)
+    return None if head is input_matrix(model) else _name_of(model, head)
+
+
+def _name_of(model: nn.Module, wanted: nn.Parameter) -> str:
+    return next(name for name, parameter in model.named_parameters() if parameter is wanted)

@@ -1,0 +1,83 @@
+"""A tokenisation is ids and the half-open byte spans they cover in the UTF-8 text: the coordinate everybody shares."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Int32, Int64
+from numpy import ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """Ids with byte spans. A special token is zero-width; so is a dummy prefix, which stands for no byte of the text.
+
+    `segment` numbers the parts of a rendered text (template piece, text piece, ...) and never decreases: tokens are
+    aligned inside a segment only. Text that was not rendered is one segment, framed by special tokens in segments of
+    their own.
+    """
+
+    ids: Int32[ndarray, "T"]
+    starts: Int64[ndarray, "T"]
+    ends: Int64[ndarray, "T"]
+    special: Bool[ndarray, "T"]
+    segment: Int32[ndarray, "T"]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+TEXT_SEGMENT = 1  # begin-of-text tokens are segment 0, the text 1, end-of-text tokens 2
+
+
+def framed(encoding: Encoding, begin: int | None = None, end: int | None = None) -> Encoding:
+    """The encoding with one special token before and one after it, zero-width, each in a segment of its own."""
+    head, tail = [i for i in (begin,) if i is not None], [i for i in (end,) if i is not None]
+    length = int(encoding.ends[-1]) if len(encoding) else 0
+
+    def wrap(left: int, middle: ndarray, right: int) -> ndarray:
+        parts = [np.full(len(head), left, middle.dtype), middle, np.full(len(tail), right, middle.dtype)]
+        return np.concatenate(parts)
+
+    ids = np.concatenate([np.array(head, np.int32), encoding.ids, np.array(tail, np.int32)])
+    return Encoding(
+        ids,
+        wrap(0, encoding.starts, length),
+        wrap(0, encoding.ends, length),
+        wrap(1, encoding.special, 1),
+        wrap(TEXT_SEGMENT - 1, encoding.segment, TEXT_SEGMENT + 1),
+    )
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What the rest of the package knows of a tokenizer."""
+
+    name: str  # for people: the folder, hub id or kind it came from
+    vocab_size: int  # largest id + 1
+    token_bytes: list[bytes]  # one entry per id; b"" for special tokens and for holes in the id range
+    special_ids: frozenset[int]
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int | None
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over everything that decides ids; equal fingerprints give equal ids."""
+        ...
+
+    @property
+    def start_id(self) -> int:
+        """The id that begins every document: bos, else eos. UserError where the tokenizer has neither."""
+        ...
+
+    def encode(self, text: str, *, special: bool = False) -> Encoding: ...
+
+    def encode_batch(self, texts: list[str], *, special: bool = False) -> list[Encoding]: ...
+
+    def decode(self, ids: list[int]) -> str: ...
+
+    def save(self, folder: Path) -> None:
+        """Writes what `AutoTokenizer.from_pretrained(folder)` loads."""
+        ...

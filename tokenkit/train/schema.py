@@ -1,0 +1,74 @@
+"""The sections of a run file that say how to train."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tokenkit.config import Config, UserError
+
+
+class ParameterGroup(Config):
+    """Parameters whose dotted name a regular expression finds, with a learning rate of their own."""
+
+    pattern: str
+    lr_scale: float = Field(1.0, ge=0)
+
+
+class OptimizerConfig(Config):
+    """AdamW and its schedule."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    """Course of the learning rate after the warm-up, down to `lr_min_ratio` of its peak."""
+    warmup_steps: int = Field(0, ge=0)
+    lr_min_ratio: float = Field(0.0, ge=0, le=1)
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm, over all parameters together; null: never."""
+    param_groups: list[ParameterGroup] = []
+
+
+class LoraConfig(Config):
+    """Low-rank adapters on linear layers. Hu+ 2021, 2106.09685."""
+
+    rank: int = Field(64, ge=1)
+    alpha: float = 64.0
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: list[str] | Literal["all-linear"] = "all-linear"
+
+
+class TrainConfig(Config):
+    """How long, on how much, and what is kept."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(16, ge=1)
+    """Rows of text per optimizer step."""
+    accumulation: int = Field(1, ge=1)
+    """Microbatches a step is cut into; the step stays the same."""
+    seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Type of the forward pass; weights, sums and the optimizer are float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    mode: Literal["full", "lora", "embeddings"] = "full"
+    """What is trained beside the embeddings: everything, adapters, or nothing."""
+    lora: LoraConfig = LoraConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    gradient_checkpointing: bool = False
+    log_every: int = Field(10, ge=1)
+    save_every: int = Field(100, ge=1)
+    """Steps between checkpoints; the last step is always saved."""
+    keep_checkpoints: int = Field(2, ge=1)
+    eval_at: list[int] = []
+    """Steps after which bits per byte are measured; 0 is before the first."""
+    stop_after: int | None = Field(None, ge=1)
+    """Leave, as if interrupted, after this step; the schedule still runs to `steps`."""
+
+    @model_validator(mode="after")
+    def _splits(self) -> "TrainConfig":
+        if self.accumulation > self.batch_size:
+            raise UserError(
+                f"train.accumulation: {self.accumulation} microbatches cannot be cut from a batch of {self.batch_size}"
+            )
+        return self

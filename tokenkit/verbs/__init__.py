@@ -1,0 +1,27 @@
+"""One file per verb of the command line: the schema of its run file, and the function that does it."""
+
+import difflib
+import importlib
+
+from tokenkit.config import Config, UserError
+
+RUNS = {
+    "demo": "demo.DemoRun",
+    "pretrain": "pretrain.PretrainRun",
+    "transfer": "transfer.TransferRun",
+    "distill": "distill.DistillRun",
+    "eval": "evaluate.EvalRun",
+    "align": "align.AlignRun",
+    "generate": "generate.GenerateRun",
+    "report": "report.ReportRun",
+}
+
+
+def run_schema(verb: str) -> type[Config]:
+    """The schema of a verb's run file."""
+    if verb not in RUNS:
+        close = difflib.get_close_matches(verb, RUNS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"write one of {', '.join(RUNS)}"
+        raise UserError(f"schema: {verb!r} is no verb with a run file; {hint}")
+    module, _, name = RUNS[verb].partition(".")
+    return importlib.import_module(f"tokenkit.verbs.{module}").__dict__[name]

@@ -1,0 +1,14 @@
+"""Where a run computes."""
+
+from typing import Literal
+
+import torch
+
+from tokenkit.config import UserError
+
+
+def pick_device(name: Literal["auto", "cpu", "cuda"]) -> str:
+    """The device of a run; UserError for a GPU that is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device: cuda, but torch sees no GPU here; write train.device=cpu")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

@@ -1,0 +1,40 @@
+"""`tokenkit eval`: bits per byte of a model folder, comparable across tokenizers."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from tokenkit.config import Config
+from tokenkit.data.source import describe, read_documents
+from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
+from tokenkit.models.view import ModelView
+from tokenkit.train.folder import write_json
+from tokenkit.verbs.device import pick_device
+from tokenkit.verbs.model import ModelChoice, load_pair
+
+
+class EvalRun(Config):
+    """A run file of `tokenkit eval`."""
+
+    model: ModelChoice
+    eval: EvalConfig
+    output: Path | None = None
+    """Where the figures are written as JSON; standard output has them in any case."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+def evaluate(run: EvalRun) -> dict[str, Any]:
+    """The figures of one model on one text."""
+    documents = read_documents(run.eval.source)
+    model, tokenizer = load_pair(run.model, pick_device(run.device))
+    found = bits_per_byte(ModelView(model), tokenizer, documents, **run.eval.model_dump(exclude={"source"}))
+    figures = {
+        "model": run.model.source,
+        "text": describe(run.eval.source),
+        "bits_per_byte": found.value,
+        "bytes": found.num_bytes,
+        "tokens": found.num_tokens,
+        "bytes_per_token": found.bytes_per_token,
+    }
+    if run.output:
+        write_json(run.output, figures)
+    return figures

@@ -1,0 +1,39 @@
+"""The `model:` and `teacher:` sections of a run file."""
+
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from tokenkit.config import Config
+from tokenkit.models.load import load_model
+from tokenkit.models.view import check_linear_head
+from tokenkit.tokenizers.base import Tokenizer
+from tokenkit.tokenizers.load import load_tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ModelChoice(Config):
+    """A causal language model and the tokenizer it was trained with."""
+
+    source: str
+    """A folder or a hub id."""
+    tokenizer: str | None = None
+    """Where it is not beside the model: a folder, a tokenizer.json, a hub id, or `byte`."""
+    revision: str | None = None
+    trust_remote_code: bool = False
+    """Run the model's own Python code. Only for a source that you trust."""
+
+
+def load_pair(choice: ModelChoice, device: str) -> tuple[PreTrainedModel, Tokenizer]:
+    """The model, in float32, and its tokenizer; UserError for a model that cannot be scored here."""
+    tokenizer = load_tokenizer(choice.tokenizer or choice.source, revision=choice.revision)
+    model = load_model(
+        choice.source, device=device, revision=choice.revision, trust_remote_code=choice.trust_remote_code
+    )
+    check_linear_head(model)
+    return model, tokenizer
+
+
+ExportType = Literal["float32", "bfloat16", "float16"]

@@ -1,0 +1,166 @@
+"""`tokenkit pretrain`: a small language model and its tokenizer from nothing, for demonstrations and tests."""
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from tokenkit.config import Config, UserError, resolved
+from tokenkit.data.batch import Batches, DataConfig
+from tokenkit.data.example import cut
+from tokenkit.data.source import read_documents
+from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
+from tokenkit.export.huggingface import export_huggingface
+from tokenkit.models.view import ModelView
+from tokenkit.objective import LossesConfig, Objective
+from tokenkit.tokenizers.base import Tokenizer
+from tokenkit.tokenizers.load import load_tokenizer
+from tokenkit.tokenizers.train import train_tokenizer
+from tokenkit.train.folder import RunFolder, write_json
+from tokenkit.train.loop import train
+from tokenkit.train.schema import TrainConfig
+from tokenkit.train.tasks.distill import TextTask
+from tokenkit.verbs.device import pick_device
+
+
+class NewTokenizer(Config):
+    """A tokenizer learnt from the training text."""
+
+    kind: Literal["bpe", "unigram"] = "bpe"
+    vocab_size: int = Field(4096, ge=300)
+    max_bytes: int | None = None
+    """Learn from this many bytes of the text at most."""
+
+
+class TokenizerChoice(Config):
+    """A tokenizer to load, or one to learn."""
+
+    load: str | None = None
+    train: NewTokenizer | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "TokenizerChoice":
+        if (self.load is None) == (self.train is None):
+            raise UserError("tokenizer: give either load=... or train={kind: bpe, vocab_size: 4096}")
+        return self
+
+
+class PretrainRun(Config):
+    """A run file of `tokenkit pretrain`."""
+
+    output: Path
+    tokenizer: TokenizerChoice
+    model: dict[str, Any] | None = None
+    """Fields of a transformers config, `model_type: llama` among them; without it only the tokenizer is learnt."""
+    export_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    data: DataConfig
+    train: TrainConfig | None = None
+    eval: EvalConfig
+
+    @model_validator(mode="after")
+    def _whole(self) -> "PretrainRun":
+        if (self.model is None) != (self.train is None):
+            raise UserError("pretrain: give both model and train, or neither for a tokenizer alone")
+        return self
+
+
+def pretrain(run: PretrainRun, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Trains, measures and exports; the results that are also in `output/results.json`."""
+    documents = read_documents(run.data.source)
+    held_out = read_documents(run.eval.source)
+    folder = RunFolder(run.output)
+    folder.claim(resolved(run), resume=resume)
+    tokenizer = _tokenizer(run, documents)
+    if run.model is None or run.train is None:
+        results = {"vocab_size": tokenizer.vocab_size, "bytes_per_token": _bytes_per_token(tokenizer, held_out)}
+        write_json(run.output / "results.json", results)
+        return results
+    model = _model(run.model, run.train, tokenizer)
+    task = TextTask(
+        Objective.of(LossesConfig.model_validate({"clm": {}})),
+        ModelView(model),
+        tokenizer,
+        precision=run.train.precision,
+    )
+    windows = cut(documents, run.data.window_bytes)
+    batches = Batches(windows, tokenizer, None, batch_size=run.train.batch_size, seed=run.train.seed)
+    measure = _measure(run, task.student, tokenizer, held_out)
+    began = time.monotonic()
+    progress = train(task, batches, run.train, folder, measure, label="pretrain", quiet=quiet)
+    results = {
+        **measure(),
+        "steps": progress.step,
+        "tokens": progress.num_tokens,
+        "bytes": progress.num_bytes,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training_bytes_available": sum(len(d.encode()) for d in documents),
+        "held_out_bytes": sum(len(d.encode()) for d in held_out),
+        "minutes": round((time.monotonic() - began) / 60, 1),
+    }
+    target = run.output / "model"
+    if not target.exists():
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[run.export_dtype]
+        export_huggingface(model, tokenizer, target, dtype=dtype)
+    write_json(run.output / "results.json", results)
+    return results
+
+
+def _tokenizer(run: PretrainRun, documents: list[str]) -> Tokenizer:
+    kept = run.output / "tokenizer"
+    if kept.is_dir():
+        return load_tokenizer(str(kept))
+    choice = run.tokenizer
+    if choice.train is None:
+        tokenizer = load_tokenizer(choice.load or "")
+    else:
+        texts = _first(documents, choice.train.max_bytes)
+        tokenizer = train_tokenizer(texts, choice.train.kind, choice.train.vocab_size)
+    tokenizer.save(kept)
+    return tokenizer
+
+
+def _first(documents: list[str], max_bytes: int | None) -> list[str]:
+    taken, total = [], 0
+    for document in documents:
+        if max_bytes is not None and total >= max_bytes:
+            break
+        taken.append(document)
+        total += len(document.encode())
+    return taken
+
+
+def _bytes_per_token(tokenizer: Tokenizer, documents: list[str]) -> float:
+    tokens = sum(len(encoding) for encoding in tokenizer.encode_batch(documents))
+    return sum(len(document.encode()) for document in documents) / tokens
+
+
+def _model(fields: dict[str, Any], config_train: TrainConfig, tokenizer: Tokenizer) -> PreTrainedModel:
+    fields = dict(fields)
+    if "model_type" not in fields:
+        raise UserError("model.model_type: missing; write model.model_type=llama")
+    ids = {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    try:
+        config = AutoConfig.for_model(fields.pop("model_type"), vocab_size=tokenizer.vocab_size, **ids, **fields)
+    except ValueError as error:
+        raise UserError(f"model: {str(error).splitlines()[0]}") from None
+    torch.manual_seed(config_train.seed)
+    model = AutoModelForCausalLM.from_config(config)
+    return model.float().to(pick_device(config_train.device))
+
+
+def _measure(run: PretrainRun, view: ModelView, tokenizer: Tokenizer, held_out: list[str]) -> Any:
+    def measure() -> dict[str, float]:
+        found = bits_per_byte(
+            view,
+            tokenizer,
+            held_out,
+            context_tokens=run.eval.context_tokens,
+            stride_tokens=run.eval.stride_tokens,
+            batch_tokens=run.eval.batch_tokens,
+        )
+        return {"bits_per_byte": found.value, "bytes_per_token": found.bytes_per_token}
+
+    return measure
