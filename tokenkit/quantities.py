@@ -14,8 +14,8 @@ from torch import Tensor
 SIDES = ("student", "teacher")
 DATA_LEAVES = frozenset({"inputs", "labels", "label_mask", "chunk", "chunk_end"})
 MODEL_LEAVES = frozenset({"hidden", "logits", "label_logp", "boundary_logp"})
-SLICE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}  # rows x vocabulary that exist at one time: a cache, or 1 GiB
-FEWEST_ROWS = 64  # a slice thinner than this wastes the matrix units
+TILE = {"cpu": (256, 4096), "cuda": (4096, 32768)}  # rows x vocabulary that exist at one time: a cache, or 512 MiB
+FAINT = -60.0  # nats below which a mass is added up on its own
 
 
 def chunk_logp(
@@ -99,8 +99,8 @@ def token_scores(
 ) -> tuple[Float[Tensor, "*N"], Float[Tensor, "*N"]]:
     """Log-probability of each label and log-mass of the boundary tokens (0 without `boundary`), in nats.
 
-    Logits exist for a slice of rows at a time and are computed again in the backward pass: tokens x vocabulary is never
-    held. A label below 0 is scored 0.
+    Logits exist for one tile of rows x vocabulary at a time and are computed again in the backward pass: tokens x
+    vocabulary is never held. A label below 0 is scored 0.
     """
     shape = labels.shape
     scores = _TokenScores.apply(hidden.reshape(-1, hidden.shape[-1]), head, labels.reshape(-1), boundary)
@@ -119,51 +119,92 @@ def token_scores_dense(
 
 
 class _TokenScores(torch.autograd.Function):
-    """Log-softmax of a linear head at the labels, and the log-mass of a token set, in slices of rows."""
+    """Log-softmax of a linear head at the labels and the log-mass of a token set, tile by tile of rows x vocabulary."""
 
     @staticmethod
     def forward(ctx, hidden, head, labels, boundary):
-        scores = []
-        for part in _slices(len(labels), head):
-            logits = _logits(hidden[part], head)
-            total = logits.logsumexp(-1)
-            label = logits.gather(1, labels[part].clamp_min(0).long().unsqueeze(1)).squeeze(1)
-            mass = total if boundary is None else logits.masked_fill_(~boundary, -torch.inf).logsumexp(-1)
-            scores.append(torch.stack([label, total, mass]))
-        label, total, mass = torch.cat(scores, 1) if scores else hidden.new_zeros(3, 0)
-        ctx.save_for_backward(hidden, head, labels, boundary, total, mass)
-        return (label - total).masked_fill(labels < 0, 0.0), mass - total
+        row_parts, column_parts = _tiles(hidden, head)
+        accumulator = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        peak = hidden.new_full((len(labels),), -torch.inf, dtype=accumulator)
+        total, mass, label = (torch.zeros_like(peak) for _ in range(3))
+        weight = None if boundary is None else boundary.to(accumulator)
+        for columns in column_parts:
+            for rows in row_parts:
+                logits = _logits(hidden[rows], head[columns])
+                _take_labels(label[rows], logits, labels[rows], columns)
+                new_peak = torch.maximum(peak[rows], logits.amax(1))
+                shrink = (peak[rows] - new_peak).exp_()
+                exp = logits.sub_(new_peak.unsqueeze(1)).exp_()
+                total[rows] = total[rows] * shrink + exp.sum(1)
+                if weight is not None:
+                    mass[rows] = mass[rows] * shrink + exp @ weight[columns]
+                peak[rows] = new_peak
+        log_mass = mass.log_() + peak if boundary is not None else None
+        total = total.log_() + peak
+        if log_mass is not None and boundary is not None:
+            faint = torch.nonzero(log_mass - total < FAINT).squeeze(1)  # what float32 cannot add up beside the peak
+            if len(faint):
+                masked = _logits(hidden[faint], head).masked_fill_(~boundary, -torch.inf)
+                log_mass[faint] = masked.logsumexp(-1)
+        ctx.save_for_backward(hidden, head, labels, boundary, total, log_mass)
+        return (label - total).masked_fill(labels < 0, 0.0), torch.zeros_like(total) if log_mass is None else (
+            log_mass - total
+        )
 
     @staticmethod
     def backward(ctx, *gradients):
-        label_grad, mass_grad = gradients
         hidden, head, labels, boundary, total, mass = ctx.saved_tensors
-        label_grad = label_grad.masked_fill(labels < 0, 0.0)
-        hidden_grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        label_grad = gradients[0].masked_fill(labels < 0, 0.0)
+        mass_grad = gradients[1] if boundary is not None else torch.zeros_like(label_grad)
+        weight = None if boundary is None else boundary.to(total.dtype)
+        hidden_grad = torch.zeros_like(hidden, dtype=total.dtype)
         head_grad = torch.zeros_like(head, dtype=total.dtype) if ctx.needs_input_grad[1] else None
-        for part in _slices(len(labels), head):
-            logits = _logits(hidden[part], head)
-            g, m = label_grad[part].unsqueeze(1), mass_grad[part].unsqueeze(1)
-            if boundary is None:
-                grad = (logits - total[part].unsqueeze(1)).exp_().mul_(-g)
-            else:
-                # d mass / d z is softmax over the set alone: its own exp, for the ratio of both may overflow
-                inside = (logits - mass[part].unsqueeze(1)).masked_fill_(~boundary, -torch.inf).exp_().mul_(m)
-                grad = logits.sub_(total[part].unsqueeze(1)).exp_().mul_(-(g + m)).add_(inside)
-            grad.scatter_add_(1, labels[part].clamp_min(0).long().unsqueeze(1), g)
-            grad = grad.to(hidden.dtype)
-            if hidden_grad is not None:
-                hidden_grad[part] = grad @ head.to(grad.dtype)
-            if head_grad is not None:
-                head_grad += grad.T @ hidden[part]
-        return hidden_grad, None if head_grad is None else head_grad.to(head.dtype), None, None
+        row_parts, column_parts = _tiles(hidden, head)
+        for columns in column_parts:
+            for rows in row_parts:
+                logits = _logits(hidden[rows], head[columns])
+                inside = None
+                if weight is not None and mass is not None:
+                    # the softmax over the set alone has its own exp: the ratio of both sums may overflow
+                    inside = (logits - mass[rows].unsqueeze(1)).clamp_max_(0).exp_()
+                    inside.mul_(torch.outer(mass_grad[rows], weight[columns]))
+                grad = logits.sub_(total[rows].unsqueeze(1)).exp_()
+                grad.mul_(-(label_grad[rows] + mass_grad[rows]).unsqueeze(1))
+                if inside is not None:
+                    grad.add_(inside)
+                _add_at_labels(grad, label_grad[rows], labels[rows], columns)
+                grad = grad.to(hidden.dtype)
+                hidden_grad[rows] += grad @ head[columns].to(grad.dtype)
+                if head_grad is not None:
+                    head_grad[columns] += grad.T @ hidden[rows]
+        return (
+            hidden_grad.to(hidden.dtype) if ctx.needs_input_grad[0] else None,
+            None if head_grad is None else head_grad.to(head.dtype),
+            None,
+            None,
+        )
 
 
-def _slices(length: int, head: Tensor) -> list[slice]:
-    rows = max(FEWEST_ROWS, SLICE_ELEMENTS[head.device.type] // head.shape[0])
-    return [slice(start, min(start + rows, length)) for start in range(0, length, rows)]
+def _tiles(hidden: Tensor, head: Tensor) -> tuple[list[slice], list[slice]]:
+    height, width = TILE[head.device.type]
+    return _cut(len(hidden), height), _cut(len(head), width)
+
+
+def _cut(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def _logits(hidden: Tensor, head: Tensor) -> Tensor:
     logits = hidden @ head.to(hidden.dtype).T
     return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _take_labels(label: Tensor, logits: Tensor, labels: Tensor, columns: slice) -> None:
+    """Writes the logits of the labels that lie in this tile's columns."""
+    here = torch.nonzero((labels >= columns.start) & (labels < columns.stop)).squeeze(1)
+    label[here] = logits[here, labels[here] - columns.start]
+
+
+def _add_at_labels(grad: Tensor, label_grad: Tensor, labels: Tensor, columns: slice) -> None:
+    here = torch.nonzero((labels >= columns.start) & (labels < columns.stop)).squeeze(1)
+    grad[here, labels[here] - columns.start] += label_grad[here]

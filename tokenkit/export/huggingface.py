@@ -67,7 +67,7 @@ def _write_model(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path, dty
     if adapters(model) or dtype not in (None, model.dtype):
         model = copy.deepcopy(model)
         merge_lora(model)
-        model.to(dtype or model.dtype)
+        model.to(dtype or model.dtype)  # pyrefly: ignore [bad-argument-type] (a decorator hides the signature)
     with quiet():
         model.save_pretrained(folder)
     config, generation = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)

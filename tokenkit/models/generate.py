@@ -46,7 +46,9 @@ def generate(
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []), quiet():
             torch.manual_seed(seed)
-            output = model.generate(ids, attention_mask=mask.to(device), generation_config=settings)
+            output = model.generate(  # pyrefly: ignore [not-callable] (nn.Module's __getattr__ hides the method)
+                ids, attention_mask=mask.to(device), generation_config=settings
+            )
     finally:
         model.train(training)
     return [_text(tokenizer, row, stops) for row in output[:, ids.shape[1] :].tolist()]

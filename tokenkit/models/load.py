@@ -76,9 +76,16 @@ def input_matrix(model: PreTrainedModel) -> nn.Parameter:
 
 def head_matrix(model: PreTrainedModel) -> nn.Parameter:
     """The output matrix, rows x width; in a tied model the same object as the input embedding."""
-    weight = model.get_output_embeddings().weight
+    weight = output_head(model).weight
     assert isinstance(weight, nn.Parameter)
     return weight
+
+
+def output_head(model: PreTrainedModel) -> nn.Linear:
+    """The module that makes logits of hidden states."""
+    head = model.get_output_embeddings()
+    assert isinstance(head, nn.Linear)
+    return head
 
 
 def input_embedding_name(model: PreTrainedModel) -> str:

@@ -5,11 +5,12 @@ from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from tokenkit.config import UserError
+from tokenkit.models.load import head_matrix, input_matrix
 from tokenkit.models.lora import lora_disabled
 from tokenkit.quantities import token_scores
 
@@ -32,7 +33,7 @@ class ModelView:
 
     def head(self) -> Float[Tensor, "V D"]:
         """The output matrix: one row per id."""
-        return self.tables.get("head", tables_of(self.model)[1])
+        return self.tables.get("head", head_matrix(self.model))
 
     def hidden(self, inputs: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Last hidden states, as the head reads them. Right padding needs no mask under causal attention."""
@@ -42,7 +43,7 @@ class ModelView:
             if "input" not in self.tables:
                 hidden = body(**arguments).last_hidden_state
             else:
-                table = tables_of(self.model)[0]
+                table = input_matrix(self.model)
                 weight = next(name for name, parameter in body.named_parameters() if parameter is table)
                 hidden = functional_call(body, {weight: self.tables["input"]}, kwargs=arguments).last_hidden_state
         device = inputs.device.type
@@ -80,7 +81,7 @@ class ModelView:
 @torch.no_grad()
 def check_linear_head(model: PreTrainedModel) -> None:
     """UserError where logits are not head x hidden (a soft cap, a scale, a bias): every score here would be wrong."""
-    ids = torch.arange(8, device=model.device).unsqueeze(0) % len(tables_of(model)[0])
+    ids = torch.arange(8, device=model.device).unsqueeze(0) % len(input_matrix(model))
     view = ModelView(model)
     ours = view.hidden(ids) @ view.head().T
     theirs = model(input_ids=ids, use_cache=False).logits
@@ -89,15 +90,3 @@ def check_linear_head(model: PreTrainedModel) -> None:
             f"{model.config.model_type}: its logits are not a plain linear map of the last hidden states (soft cap, "
             "scale or bias); choose a model whose head is"
         )
-
-
-def tables_of(model: PreTrainedModel) -> tuple[nn.Parameter, nn.Parameter]:
-    """The input embedding and the output matrix; one and the same parameter where they are tied."""
-    modules = (model.get_input_embeddings(), model.get_output_embeddings())
-    weights = [module.weight for module in modules if module is not None]
-    weights = [weight for weight in weights if isinstance(weight, nn.Parameter)]
-    if len(weights) != 2:
-        raise UserError(
-            f"{model.config.model_type}: no input embedding with an output head; give a causal language model"
-        )
-    return weights[0], weights[1]

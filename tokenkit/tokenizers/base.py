@@ -56,6 +56,7 @@ class Tokenizer(Protocol):
 
     name: str  # for people: the folder, hub id or kind it came from
     vocab_size: int  # largest id + 1
+    special_tokens: dict[str, int]  # literal of every special token
     token_bytes: list[bytes]  # one entry per id; b"" for special tokens and for holes in the id range
     special_ids: frozenset[int]
     bos_id: int | None

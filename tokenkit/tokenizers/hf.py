@@ -154,8 +154,8 @@ class HFTokenizer:
         return b"".join([self.token_bytes[index] for index in ids])
 
     def _with_spans(self, text: str, ids: list[int]) -> Encoding:
-        table, raw, array = self.token_bytes, text.encode(), np.array(ids, np.int32)
-        spelled = b"".join([table[index] for index in ids])
+        raw, array = text.encode(), np.array(ids, np.int32)
+        spelled = b"".join(map(self.token_bytes.__getitem__, ids))
         if spelled == raw:
             ends = np.cumsum(self._lengths[array])
         elif self._adds_space and spelled[:1] == b" " and spelled[1:] == raw:

@@ -20,6 +20,7 @@ SPLIT = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 UNKNOWN, MARK = "<unk>", "▁"
+WORDS = r"\n+|[^\S\n]+(?=[^\S\n])|[^\S\n]?\S+|\s+"  # with one leading space; runs of white space, as indentation has
 END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
 DEFAULT_SPECIALS = {"bos": END_OF_TEXT, "eos": END_OF_TEXT, "pad": PAD}
 LONGEST_PIECE = 16  # characters
@@ -72,7 +73,8 @@ def _train_unigram(texts: Iterable[str], vocab_size: int, fixed: list[str]) -> t
     Counts of best segmentations are integers, so the result does not depend on the order of a sum; the library's own
     trainer iterates over a randomly seeded hash map and gives different scores on every call.
     """
-    metaspace = pre_tokenizers.Metaspace(prepend_scheme="never")
+    split = pre_tokenizers.Split(tokenizers.Regex(WORDS), "isolated")
+    metaspace = pre_tokenizers.Sequence([split, pre_tokenizers.Metaspace(prepend_scheme="never", split=False)])
     words: Counter[str] = Counter()
     for text in texts:
         words.update(word for word, _ in metaspace.pre_tokenize_str(text))

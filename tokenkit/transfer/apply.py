@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokenkit.config import UserError
-from tokenkit.models.load import head_matrix, input_matrix, quiet
+from tokenkit.models.load import head_matrix, input_matrix, output_head, quiet
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.transfer import INITIALIZERS
 from tokenkit.transfer.plan import Side, plan_transfer
@@ -57,7 +57,7 @@ def transfer_model(
     if pad_to_multiple_of < 1:
         raise UserError(f"pad_to_multiple_of: {pad_to_multiple_of}, where a whole number from 1 is needed")
     embedding, head = input_matrix(model), head_matrix(model)
-    source_rows, bias, tied = len(embedding), model.get_output_embeddings().bias, head is embedding
+    source_rows, bias, tied = len(embedding), output_head(model).bias, head is embedding
     plan = plan_transfer(source, target, source_rows=min(source_rows, len(head)))
     size = -(-target.vocab_size // pad_to_multiple_of) * pad_to_multiple_of
 
@@ -75,7 +75,7 @@ def transfer_model(
         if new_head is not None:
             head_matrix(model).copy_(new_head)
         if new_bias is not None:
-            model.get_output_embeddings().bias.copy_(new_bias)
+            output_head(model).bias.copy_(new_bias)
     _write_ids(model, target)
     return TransferReport(initializer, source.name, target.name, source_rows, size, new_head is None, plan.describe())
 
@@ -87,7 +87,7 @@ def _padded(rows: Float[Tensor, "W D"], old: Float[Tensor, "V D"], size: int) ->
 
 
 def _untie(model: PreTrainedModel) -> None:
-    head = model.get_output_embeddings()
+    head = output_head(model)
     head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
     for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
         config.tie_word_embeddings = False

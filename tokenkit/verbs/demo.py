@@ -90,7 +90,7 @@ def _one(run: DemoRun, target: str, method: Kind, seed: int, console: Console, q
             "output": output,
             "model": ModelChoice(source=str(ASSETS / "demo_teacher")),
             "target_tokenizer": TARGETS[target],
-            "losses": losses,
+            "losses": METHODS[method],
             "data": run.data,
             "train": run.train.model_copy(update={"seed": seed}),
             "eval": run.eval,

@@ -17,8 +17,9 @@ from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
 from tokenkit.eval.chunks import score_chunks
 from tokenkit.export.huggingface import export_huggingface
 from tokenkit.models.generate import generate
+from tokenkit.models.load import head_matrix, input_matrix
 from tokenkit.models.lora import attach_lora
-from tokenkit.models.view import ModelView, tables_of
+from tokenkit.models.view import ModelView
 from tokenkit.objective import LossesConfig, Objective
 from tokenkit.report.content import Aligned, Bar, Chunk, Curve, Fact, Output, Report, Sample
 from tokenkit.report.page import write_page
@@ -151,7 +152,7 @@ def prepare(run: DistillRun) -> Sides:
 
 def _tables(model: PreTrainedModel) -> dict[str, Tensor]:
     """Copies of the embedding and the head as they are now; one copy where they are one matrix."""
-    table, head = tables_of(model)
+    table, head = input_matrix(model), head_matrix(model)
     copied = table.detach().clone()
     return {"input": copied, "head": copied if head is table else head.detach().clone()}
 
@@ -161,7 +162,7 @@ def _choose_trained(model: PreTrainedModel, train_config: TrainConfig) -> None:
     model.requires_grad_(train_config.mode == "full")
     if train_config.mode == "lora":
         attach_lora(model, **train_config.lora.model_dump())
-    for table in tables_of(model):
+    for table in (input_matrix(model), head_matrix(model)):
         table.requires_grad_(True)
 
 
