@@ -117,7 +117,7 @@ def _not_finite(result: StepResult, norm: float, step: int, batches: Batches, fo
     )
 
 
-def _metrics(progress: Progress, result: StepResult, norm: float, rate: float, speed: float) -> dict[str, float]:
+def _metrics(progress: Progress, result: StepResult, norm: float, rate: float, speed: float) -> dict[str, float | int]:
     return {
         "step": progress.step,
         "loss": result.loss,

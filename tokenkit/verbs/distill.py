@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -131,6 +132,7 @@ def distill(run: DistillRun, *, resume: bool = False, quiet: bool = False) -> di
 def prepare(run: DistillRun) -> Sides:
     """Both sides in memory: the tokenizer swapped, the adapters attached, what is not trained frozen."""
     device = pick_device(run.train.device)
+    torch.manual_seed(run.train.seed)  # adapters begin at random
     target = load_tokenizer(run.target_tokenizer) if run.target_tokenizer else None
     model, source = load_pair(run.model, device)
     other = load_pair(run.teacher, device) if run.teacher else None

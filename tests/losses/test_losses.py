@@ -1,0 +1,198 @@
+"""Laws that every registered loss keeps, and the formulas of those that no golden vector covers."""
+
+import inspect
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenkit.losses import LOSSES
+from tokenkit.losses.alm import DIVERGENCES, alm, log1mexp
+from tokenkit.quantities import Quantities, inputs_of, token_scores_dense
+
+B, T, V, C = 3, 9, 11, 4
+
+
+def example(seed, dtype=torch.float64):
+    """One microbatch of every leaf, both sides over one vocabulary."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for side in ("student", "teacher"):
+        logits = torch.randn(B, T, V, generator=generator, dtype=dtype) * 2
+        labels = torch.randint(0, V, (B, T), generator=generator)
+        boundary = torch.arange(V) < 4
+        logp, mass = token_scores_dense(logits, labels, boundary)
+        chunk = torch.arange(T).div(3, rounding_mode="floor").repeat(B, 1)
+        chunk[:, -1] = -1
+        end = torch.tensor([[2, 5, 7, -1]]).repeat(B, 1) + 1
+        end[:, 3] = -1
+        tensors |= {
+            f"{side}_{name}": value
+            for name, value in {
+                "logits": logits,
+                "hidden": logits,
+                "labels": labels,
+                "label_mask": torch.rand(B, T, generator=generator) < 0.8,
+                "label_logp": logp,
+                "boundary_logp": mass,
+                "chunk": chunk,
+                "chunk_end": end,
+            }.items()
+        }
+    return tensors
+
+
+def defaults(entry):
+    return {name: parameter.default for name, parameter in entry.options.items()}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_one_finite_value_per_unit_and_no_mean_inside(name):
+    entry = LOSSES[name]
+    tensors = Quantities(example(0))
+    mask = entry.mask(tensors, defaults(entry))
+    values = entry.values(tensors, defaults(entry))
+    assert mask.dtype == torch.bool
+    assert values.shape == mask.shape == ((B, T) if entry.per == "token" else (B, C))
+    assert torch.isfinite(values).all()
+    rows = Quantities({n: t[1:2] for n, t in example(0).items()})
+    torch.testing.assert_close(entry.values(rows, defaults(entry)), values[1:2])  # a row does not see its batch
+
+
+@pytest.mark.parametrize("name", [n for n in LOSSES if n != "clm"])
+def test_a_student_equal_to_its_teacher_has_no_divergence(name):
+    entry = LOSSES[name]
+    teacher = {n: t for n, t in example(1).items() if n.startswith("teacher_")}
+    student = {
+        n.replace("teacher_", "student_"): t.clone().requires_grad_(t.is_floating_point()) for n, t in teacher.items()
+    }
+    tensors = Quantities(teacher, student)
+    values = entry.values(tensors, defaults(entry)) * entry.mask(tensors, defaults(entry))
+    torch.testing.assert_close(values, torch.zeros_like(values), atol=1e-12, rtol=0)
+    leaves = [t for t in student.values() if t.requires_grad]
+    for gradient in torch.autograd.grad(values.sum(), leaves, allow_unused=True):
+        assert gradient is None or gradient.abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_signature_is_complete(name):
+    entry = LOSSES[name]
+    for tensor in (*entry.tensors, *entry.unit_tensors):
+        inputs_of(tensor)  # raises for a name that nothing computes
+    for option, parameter in entry.options.items():
+        assert parameter.default is not inspect.Parameter.empty, f"{option} has no default"
+        assert parameter.annotation is not inspect.Parameter.empty, f"{option} has no type"
+    assert entry.fn.__doc__
+    assert len(entry.paper) > 20
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_masked_positions_do_not_reach_the_gradient(name):
+    entry = LOSSES[name]
+    leaves = example(2)
+    for key in ("student_label_logp", "student_boundary_logp", "student_logits"):
+        leaves[key] = leaves[key].clone().requires_grad_()
+    leaves["student_chunk"] = torch.full_like(leaves["student_chunk"], -1)
+    leaves["student_label_mask"] = torch.zeros_like(leaves["student_label_mask"])
+    tensors = Quantities(leaves)
+    mask = entry.mask(tensors, defaults(entry))
+    total = torch.where(mask, entry.values(tensors, defaults(entry)), 0.0).sum()
+    if entry.per == "token" or defaults(entry).get("both_sides"):
+        assert total == 0
+    inputs = [leaves[k] for k in ("student_label_logp", "student_boundary_logp", "student_logits")]
+    for gradient in torch.autograd.grad(total, inputs, allow_unused=True):
+        assert gradient is None or (torch.isfinite(gradient).all() and gradient.abs().max() == 0)
+
+
+def test_one_vocabulary_is_read_from_the_signature():
+    assert {name for name, entry in LOSSES.items() if entry.one_vocabulary} == {"forward_kl", "total_variation"}
+
+
+def test_total_variation_and_kl_by_the_book():
+    p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.2, 0.6])
+    arguments = (q.log().view(1, 1, 3), p.log().view(1, 1, 3))
+    assert LOSSES["total_variation"].fn(*arguments).item() == pytest.approx(0.4)
+    assert LOSSES["forward_kl"].fn(*arguments).item() == pytest.approx(sum((p * (p / q).log()).tolist()))
+
+
+TABLE = [  # temperature, teacher, student: ce, reverse_kl, kl_limit, abs, tvd, renyi, k2, k3
+    (100, -1, -2, [0.05883, 0.00382418, 0.306853, 1, 0.00985115, 0.0765764, 5e-5, 5.01671e-5]),
+    (100, -0.1, -5, [0.0529731, 0.142948, 4.50879, 4.9, 0.047771, 1.90629, 0.0012005, 0.00122035]),
+    (1, -1, -2, [0.827677, 0.135531, 0.306853, 1, 0.232544, 0.0765764, 0.5, 0.718282]),
+    (1, -5, -0.1, [2.33698, 4.2105, 14.6601, 4.9, 0.898099, 1.90629, 12.005, 3.90745]),
+]
+
+
+@pytest.mark.parametrize(("temperature", "teacher", "student", "expected"), TABLE)
+def test_divergences_by_the_table(temperature, teacher, student, expected):
+    names = ("ce", "reverse_kl", "kl_limit", "abs", "tvd", "renyi", "k2", "k3")
+    one = torch.ones(1, 1, dtype=torch.long)
+    zero = torch.zeros(1, 1, dtype=torch.float64)
+    for name, value in zip(names, expected):
+        found = alm(
+            torch.full_like(zero, student),
+            torch.full_like(zero, teacher),
+            zero,
+            zero,
+            one,
+            one,
+            temperature=float(temperature),
+            divergence=name,
+            debias=False,
+            merge=False,
+        )
+        assert found.item() == pytest.approx(value, rel=2e-5), name
+
+
+@given(st.floats(-60, -1e-6))
+@settings(deadline=None, derandomize=True)
+def test_log1mexp_is_accurate_at_both_ends(x):
+    expected = math.log(-math.expm1(x)) if x > -1e-3 else math.log1p(-math.exp(x))
+    assert log1mexp(torch.tensor(x, dtype=torch.float64)).item() == pytest.approx(expected, rel=1e-9, abs=1e-300)
+
+
+def test_the_limit_is_reached():
+    teacher, student = torch.tensor([[-1.3]], dtype=torch.float64), torch.tensor([[-2.9]], dtype=torch.float64)
+    far = 1e4 * DIVERGENCES["kl"](teacher, student, 1e4)
+    assert far.item() == pytest.approx(DIVERGENCES["kl_limit"](teacher, student, 1.0).item(), rel=2e-2)
+
+
+def slow_units(teacher, student, boundary, n_teacher, n_student, threshold):
+    """The merged units of one row, with a plain loop: sums over chunks up to a likely boundary."""
+    units, current = [], [0.0, 0.0, None]
+    for t, s, b, nt, ns in zip(teacher, student, boundary, n_teacher, n_student):
+        if not (nt and ns):
+            continue
+        current = [current[0] + t, current[1] + s, b]
+        if math.exp(b) > threshold:
+            units.append(current)
+            current = [0.0, 0.0, None]
+    return units + ([current] if current[2] is not None else [])
+
+
+@given(st.integers(0, 10_000))
+@settings(deadline=None, derandomize=True, max_examples=60)
+def test_merging_equals_a_plain_loop_and_the_denominator_counts_groups(seed):
+    generator = torch.Generator().manual_seed(seed)
+    teacher, student, boundary = (-3 * torch.rand(1, 7, generator=generator, dtype=torch.float64) for _ in range(3))
+    counts = torch.randint(0, 3, (2, 1, 7), generator=generator)
+    expected = slow_units(*(x[0].tolist() for x in (teacher, student, boundary, counts[0], counts[1])), 0.3)
+    options = defaults(LOSSES["alm"]) | {"threshold": 0.3}
+    tensors = {
+        "student_chunk_logp": student,
+        "teacher_chunk_logp": teacher,
+        "student_chunk_boundary_logp": torch.zeros_like(boundary),
+        "teacher_chunk_boundary_logp": boundary,
+        "student_chunk_tokens": counts[1],
+        "teacher_chunk_tokens": counts[0],
+    }
+    mask = LOSSES["alm"].mask(tensors, options)
+    assert mask.sum() == len(expected)
+    total = torch.where(mask, LOSSES["alm"].values(tensors, options), 0.0).sum()
+    slow = 0.0
+    for t, s, b in expected:
+        pair = (torch.tensor([[x]], dtype=torch.float64) for x in (t + b, s))
+        slow += DIVERGENCES["kl"](*pair, 5.0).item()
+    assert total.item() == pytest.approx(slow, rel=1e-12, abs=1e-12)
