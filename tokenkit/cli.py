@@ -16,7 +16,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Give a language model a new tokenizer, a smaller body or ternary weights, and keep what it knows.",
 )
-Words = Annotated[list[str] | None, typer.Argument(metavar="[RUN.YAML] [KEY.PATH=VALUE]...", show_default=False)]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="RUN.YAML KEY=VALUE ...", help="A run file, then overrides; either may be left out.", show_default=False
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved run and leave.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that the output folder holds.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
@@ -135,7 +140,7 @@ def main() -> None:
     """Runs the command line; a user's mistake is one line and exit code 2, an obeyed signal 128 plus its number."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        app()
+        app(prog_name="tokenkit")
     except UserError as error:
         typer.echo(f"tokenkit: {error}", err=True)
         sys.exit(2)

@@ -73,7 +73,7 @@ def test_a_stride_without_context_is_refused(view, bpe):
 def test_chunks_add_up_to_the_text_and_its_probability(view, bpe, unigram, model_folder, documents):
     other = load_model(str(model_folder))
     transfer_model(other, bpe, unigram)
-    text = documents[0][:120] + "\n 日本 é"
+    text = documents[0][:120] + "\n and more"
     chunks = score_chunks(text, view, bpe, ModelView(other), unigram)
     assert "".join(chunk.text for chunk in chunks) == text
     total = bits_per_byte(view, bpe, [text], context_tokens=256).nats
@@ -81,3 +81,8 @@ def test_chunks_add_up_to_the_text_and_its_probability(view, bpe, unigram, model
     for chunk in chunks:
         assert chunk.teacher_tokens
         assert chunk.student_tokens
+
+
+def test_a_piece_of_a_character_is_shown_as_an_escape(view, bpe):
+    chunks = score_chunks("é", view, bpe, view, bpe)
+    assert [chunk.text for chunk in chunks] == ["\\xc3", "\\xa9"]

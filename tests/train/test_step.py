@@ -96,6 +96,8 @@ def test_labels_are_the_next_inputs_and_the_end_of_a_chunk_predicts_what_follows
         assert (labels[:, :-1][mask[:, :-1]] == inputs[:, 1:][mask[:, :-1]]).all()
         assert not mask[:, -1].any()
         chunk, end = batch[f"{side}_chunk"], batch[f"{side}_chunk_end"]
-        for row, c in ((0, 0), (0, 3), (1, 2)):
+        for row, c in ((0, 1), (0, 3), (1, 2)):  # chunk 0 is the start token: given, never scored
             assert end[row, c] == torch.nonzero(chunk[row] == c).max() + 1
+        assert not (chunk[0] == 0).any()
+        assert end[0, 0] == 0
     assert inputs.shape[1] % 32 == 0
