@@ -18,16 +18,20 @@ class OptimizerConfig(Config):
     """AdamW and its schedule."""
 
     learning_rate: float = Field(1e-3, gt=0)
+    """The peak."""
     weight_decay: float = Field(0.0, ge=0)
+    """On matrices; vectors (norms, biases) are never decayed."""
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
     """Course of the learning rate after the warm-up, down to `lr_min_ratio` of its peak."""
     warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises linearly to its peak."""
     lr_min_ratio: float = Field(0.0, ge=0, le=1)
     max_grad_norm: float | None = Field(1.0, gt=0)
     """Gradients are scaled down to this norm, over all parameters together; null: never."""
     param_groups: list[ParameterGroup] = []
+    """Learning-rate scales by name; the first pattern that matches counts."""
 
 
 class LoraConfig(Config):
@@ -35,31 +39,39 @@ class LoraConfig(Config):
 
     rank: int = Field(64, ge=1)
     alpha: float = 64.0
+    """The update is scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: list[str] | Literal["all-linear"] = "all-linear"
+    """Last parts of the names of linear layers (`q_proj`), or globs over dotted names."""
 
 
 class TrainConfig(Config):
     """How long, on how much, and what is kept."""
 
     steps: int = Field(ge=1)
+    """Optimizer steps."""
     batch_size: int = Field(16, ge=1)
     """Rows of text per optimizer step."""
     accumulation: int = Field(1, ge=1)
     """Microbatches a step is cut into; the step stays the same."""
     seed: int = 0
+    """Decides the order of rows, dropout, and where adapters begin."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of the forward pass; weights, sums and the optimizer are float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes a GPU where torch sees one."""
     mode: Literal["full", "lora", "embeddings"] = "full"
     """What is trained beside the embeddings: everything, adapters, or nothing."""
     lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
     log_every: int = Field(10, ge=1)
+    """Steps between lines of metrics.jsonl."""
     save_every: int = Field(100, ge=1)
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = Field(2, ge=1)
+    """The newest so many stay on disk."""
     eval_at: list[int] = []
     """Steps after which bits per byte are measured; 0 is before the first."""
     stop_after: int | None = Field(None, ge=1)
