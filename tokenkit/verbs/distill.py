@@ -148,7 +148,7 @@ def prepare(run: DistillRun) -> Sides:
     else:
         teacher, teacher_tokenizer = ModelView(other[0].requires_grad_(False)), other[1]
     if run.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return Sides(ModelView(model), target or source, teacher, teacher_tokenizer, report, samples)
 
 
