@@ -1,6 +1,5 @@
 """`tokenkit pretrain`: a small language model and its tokenizer from nothing, for demonstrations and tests."""
 
-import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,7 +87,6 @@ def pretrain(run: PretrainRun, *, resume: bool = False, quiet: bool = False) -> 
     windows = cut(documents, run.data.window_bytes)
     batches = Batches(windows, tokenizer, None, batch_size=run.train.batch_size, seed=run.train.seed)
     measure = _measure(run, task.student, tokenizer, held_out)
-    began = time.monotonic()
     progress = train(task, batches, run.train, folder, measure, label="pretrain", quiet=quiet)
     results = {
         **measure(),
@@ -98,7 +96,6 @@ def pretrain(run: PretrainRun, *, resume: bool = False, quiet: bool = False) -> 
         "parameters": sum(p.numel() for p in model.parameters()),
         "training_bytes_available": sum(len(d.encode()) for d in documents),
         "held_out_bytes": sum(len(d.encode()) for d in held_out),
-        "minutes": round((time.monotonic() - began) / 60, 1),
     }
     target = run.output / "model"
     if not target.exists():
