@@ -30,9 +30,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 @app.command()
 def demo(words: Words = None, dry_run: DryRun = False, quiet: Quiet = False) -> None:
     """Move the embedded model to a Unigram tokenizer and to bytes; a table, a page, models."""
-    from tokenkit.verbs.demo import DemoRun, demo
+    from tokenkit.verbs.demo import demo, demo_run
 
-    run = load(DemoRun, words or [])
+    run = demo_run(words or [])
     if not _shown(run, dry_run):
         demo(run, quiet=quiet)
 

@@ -5,18 +5,18 @@ import statistics
 from pathlib import Path
 from typing import Any, Literal
 
+import typer
 from pydantic import Field
 from rich.console import Console
 
-from tokenkit.config import Config, build, dump_yaml, resolved
+from tokenkit.config import Config, build, dump_yaml, load, resolved
 from tokenkit.data.batch import DataConfig
-from tokenkit.data.source import SourceConfig
 from tokenkit.eval.bits_per_byte import EvalConfig
 from tokenkit.report.content import Bar, Curve, Fact, Kind, Report, Sample, read_report
 from tokenkit.report.page import write_page
 from tokenkit.report.tables import bits_per_byte_table
 from tokenkit.train.folder import RUN_FILE, RunFolder, write_json
-from tokenkit.train.schema import OptimizerConfig, TrainConfig
+from tokenkit.train.schema import TrainConfig
 from tokenkit.verbs.distill import DistillRun, ReportConfig, distill
 from tokenkit.verbs.model import ModelChoice
 from tokenkit.version import __version__
@@ -25,43 +25,35 @@ ASSETS = Path(__file__).parents[1] / "assets"
 TARGETS = {"unigram": str(ASSETS / "demo_unigram"), "byte": "byte"}
 # ALM's gradients at temperature 5 are a tenth of the cross-entropy's; so weighted, both meet the same clip.
 METHODS: dict[Kind, dict[str, Any]] = {"clm": {"clm": {}}, "alm": {"alm": {"weight": 10.0}}}
-PROMPTS = [
-    "def read_lines(path):\n",
-    "class Queue:\n    def __init__(self",
-    "import os\nimport sys\n\n",
-]
 
 
 class DemoRun(Config):
-    """A run file of `tokenkit demo`; every key has a default."""
+    """A run file of `tokenkit demo`; without one, the embedded one is taken."""
 
-    output: Path = Path("demo")
-    targets: list[Literal["unigram", "byte"]] = ["unigram", "byte"]
-    seeds: list[int] = Field([0], min_length=1)
+    output: Path
+    targets: list[Literal["unigram", "byte"]] = Field(min_length=1)
+    seeds: list[int] = Field(min_length=1)
     """Order of the text and random draws; with several, figures are means and standard deviations."""
-    data: DataConfig = DataConfig(source=SourceConfig(stdlib="train", max_bytes=49152), window_bytes=512)
+    data: DataConfig
     """Little text, seen several times: where a teacher matters. With plenty, see docs/log.md."""
-    train: TrainConfig = TrainConfig(
-        steps=150,
-        batch_size=4,
-        precision="bfloat16",
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=10, schedule="linear"),
-        log_every=5,
-        save_every=150,
-        eval_at=[50, 100],
-    )
-    eval: EvalConfig = EvalConfig(source=SourceConfig(stdlib="held_out", max_bytes=24576), context_tokens=512)
-    report: ReportConfig = ReportConfig(prompts=PROMPTS)
+    train: TrainConfig
+    eval: EvalConfig
+    report: ReportConfig
+
+
+def demo_run(words: list[str]) -> DemoRun:
+    """The run of command-line words: overrides fall on the embedded run file where they name none."""
+    given = any("=" not in word for word in words)
+    return load(DemoRun, words if given else [str(ASSETS / "demo.yaml"), *words])
 
 
 def demo(run: DemoRun, *, quiet: bool = False) -> dict[str, Any]:
     """Trains what is not there yet, prints the table, writes results.json and the page; the results."""
-    console = Console()
     folder = RunFolder(run.output)
     folder.claim(resolved(run), resume=(run.output / RUN_FILE).is_file())
-    console.print("The embedded model, trained on Python's standard library, is moved to two other tokenizers.")
+    typer.echo("The embedded model, trained on Python's standard library, is moved to two other tokenizers.")
     entries: dict[str, dict[str, list[dict[str, Any]]]] = {
-        target: {method: [_one(run, target, method, seed, console, quiet) for seed in run.seeds] for method in METHODS}
+        target: {method: [_one(run, target, method, seed, quiet) for seed in run.seeds] for method in METHODS}
         for target in run.targets
     }
     results = _results(run, entries)
@@ -69,12 +61,12 @@ def demo(run: DemoRun, *, quiet: bool = False) -> dict[str, Any]:
     report = _report(run, results)
     write_json(run.output / "report.json", report.model_dump(mode="json"))
     page = write_page(run.output)
-    console.print(bits_per_byte_table(report.bars))
+    Console().print(bits_per_byte_table(report.bars))
     for sample in report.samples[:2]:
-        console.print(f"[bold]{sample.prompt!r}[/bold] goes on", markup=True)
+        typer.echo(f"{sample.prompt!r} goes on")
         for output in sample.outputs:
-            console.print(f"  {output.label}: {output.text[:70]!r}", markup=False)
-    console.print(f"The page: {page}\nThe models: {run.output}/*/alm/model", markup=False)
+            typer.echo(f"  {output.label}: {output.text[:70]!r}")
+    typer.echo(f"The page: {page}\nThe models: {run.output}/*/alm/model")
     return results
 
 
@@ -82,12 +74,12 @@ def _name(method: str, seed: int, run: DemoRun) -> str:
     return method if seed == run.seeds[0] else f"{method}-seed{seed}"
 
 
-def _one(run: DemoRun, target: str, method: Kind, seed: int, console: Console, quiet: bool) -> dict[str, Any]:
+def _one(run: DemoRun, target: str, method: Kind, seed: int, quiet: bool) -> dict[str, Any]:
     """The results of one distillation, run now or found finished."""
     output = run.output / target / _name(method, seed, run)
     if (output / "results.json").is_file():
         return json.loads((output / "results.json").read_text("utf-8"))
-    console.print(f"{target}, {method.upper()}, seed {seed}: {run.train.steps} steps ...", highlight=False)
+    typer.echo(f"{target}, {method.upper()}, seed {seed}: {run.train.steps} steps ...")
     one = build(
         DistillRun,
         {

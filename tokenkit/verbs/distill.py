@@ -200,7 +200,7 @@ def continuations(run: DistillRun, model: PreTrainedModel, tokenizer: Tokenizer,
 def _report(
     run: DistillRun, sides: Sides, held_out: list[str], results: dict[str, Any], zero_shot_samples: list[str]
 ) -> Report:
-    group, label = sides.student_tokenizer.name, " + ".join(results["losses"])
+    group, label = short_name(sides.student_tokenizer.name), " + ".join(results["losses"])
     kind = results["losses"][0] if results["losses"] in (["clm"], ["alm"]) else "trained"
     first = f"zero-shot {run.transfer.initializer}" if sides.transfer else "before"
     bars = (
@@ -215,7 +215,7 @@ def _report(
         for i, prompt in enumerate(run.report.prompts)
     )
     return Report(
-        title=f"{run.model.source} → {group}",
+        title=f"{short_name(run.model.source)} → {group}",
         subtitle=f"{label}, {results['steps']:,} steps on {describe(run.data.source)}",
         version=__version__,
         bars=bars,
@@ -227,14 +227,20 @@ def _report(
     )
 
 
+def short_name(source: str) -> str:
+    """A folder's or hub id's last part: what a page calls it."""
+    return source.rstrip("/").rpartition("/")[2]
+
+
 def aligned_text(config: ReportConfig, sides: Sides, held_out: list[str]) -> Aligned:
     """The beginning of the first held-out document in both tokenisations."""
     text = held_out[0].encode()[: config.text_bytes].decode(errors="ignore")
+    teacher, student = short_name(sides.teacher_tokenizer.name), short_name(sides.student_tokenizer.name)
     scored = score_chunks(text, sides.teacher, sides.teacher_tokenizer, sides.student, sides.student_tokenizer)
     return Aligned(
-        title=f"{sides.teacher_tokenizer.name} and {sides.student_tokenizer.name}, aligned",
-        teacher_name=sides.teacher_tokenizer.name,
-        student_name=sides.student_tokenizer.name,
+        title=f"{teacher} and {student}, aligned",
+        teacher_name=teacher,
+        student_name=student,
         chunks=tuple(Chunk(**asdict(chunk)) for chunk in scored),
     )
 
