@@ -1,5 +1,6 @@
 """The command line: one thin function per verb. Heavy imports stand inside, so that help is quick."""
 
+import errno
 import logging
 import sys
 from typing import Annotated, Any
@@ -143,6 +144,11 @@ def main() -> None:
         app(prog_name="tokenkit")
     except UserError as error:
         typer.echo(f"tokenkit: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        typer.echo(f"tokenkit: {error.filename or 'output'}: no space left on the disk; free some and go on", err=True)
         sys.exit(2)
     except Exception as error:
         from tokenkit.train.loop import Interrupted

@@ -1,11 +1,10 @@
 """The command line as a newcomer types it: help is quick and plain, a mistake is one line and exit code 2."""
 
 import json
-import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -192,12 +191,13 @@ def test_help_does_not_wait_for_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
-@pytest.mark.slow
-def test_help_in_under_half_a_second():
+def test_help_in_under_half_a_second_of_computing():
+    """Processor time, not the clock: other tests run beside this one."""
     command = [str(Path(sys.executable).with_name("tokenkit")), "--help"]
     times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "COLUMNS": "80"})
-        times.append(time.perf_counter() - began)
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     assert min(times) < 0.5
