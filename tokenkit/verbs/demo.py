@@ -111,6 +111,11 @@ def _results(run: DemoRun, entries: dict[str, dict[str, list[dict[str, Any]]]]) 
     return {"teacher_bpb": teacher, "seeds": run.seeds, "targets": targets}
 
 
+def _amount(run: DemoRun) -> str:
+    limit = run.data.source.max_bytes
+    return "" if limit is None else f"{limit:,} bytes of"
+
+
 def _report(run: DemoRun, results: dict[str, Any]) -> Report:
     """One page for all targets, put together from the pages of the runs with the first seed."""
     bars: list[Bar] = []
@@ -133,7 +138,7 @@ def _report(run: DemoRun, results: dict[str, Any]) -> Report:
             samples.setdefault(sample.prompt, [sample.outputs[0]]).extend(outputs)
     return Report(
         title="One model, three tokenizers",
-        subtitle=f"The embedded demo model after {run.train.steps} steps on Python's standard library",
+        subtitle=f"The embedded model after {run.train.steps} steps on {_amount(run)} Python's standard library",
         version=__version__,
         bars=tuple(bars),
         curves=tuple(curves),

@@ -106,12 +106,15 @@ def distill(run: DistillRun, *, resume: bool = False, quiet: bool = False) -> di
         windows, sides.student_tokenizer, sides.teacher_tokenizer, batch_size=run.train.batch_size, seed=run.train.seed
     )
     progress = train(task, batches, run.train, folder, measure, label="+".join(objective.weights()), quiet=quiet)
+    after = measure()
+    if progress.step not in folder.logged("bits_per_byte"):
+        folder.log({"step": progress.step, **after})
     results = {
         "name": run.output.name,
         "losses": list(objective.weights()),
         "teacher_bits_per_byte": before["teacher"],
         "zero_shot_bits_per_byte": before["zero_shot"],
-        "trained_bits_per_byte": measure()["bits_per_byte"],
+        "trained_bits_per_byte": after["bits_per_byte"],
         "bits_per_byte_at": {str(step): value for step, value in folder.logged("bits_per_byte").items()},
         "steps": progress.step,
         "tokens": progress.num_tokens,
