@@ -66,7 +66,8 @@ def test_what_is_trained(run, mode, trained):
 def test_training_moves_the_student_towards_the_teacher(run, tmp_path):
     results = distill(run(train={"steps": 30, "mode": "full"}), quiet=True)
     assert results["trained_bits_per_byte"] < results["zero_shot_bits_per_byte"]
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "out/metrics.jsonl").read_text("utf-8").splitlines()]
+    lines = (tmp_path / "out/metrics.jsonl").read_text("utf-8").splitlines()
+    losses = [row["loss"] for row in map(json.loads, lines) if "loss" in row]
     assert losses[-1] < losses[0]
 
 
