@@ -73,7 +73,8 @@ def test_decode_inverts_encode(tokenizer, text):
         assert decoded.replace("▁", " ") == text.replace("▁", " ")[len(text) - len(decoded) :]
     elif decoded != text:  # a dummy space and a space share one spelling: the ids do not say which it was
         assert text == " " + decoded
-        assert not decoded or np.array_equal(encoding.ids, tokenizer.encode(decoded).ids)
+        if decoded[:1] not in ("", " "):  # what begins with a space gets no dummy
+            assert np.array_equal(encoding.ids, tokenizer.encode(decoded).ids)
 
 
 @fuzz
