@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import re
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -172,7 +172,7 @@ def _keys_at(schema: type[Config], location: tuple[Any, ...]) -> list[str]:
 def _models_in(annotation: Any) -> list[type[Config]]:
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return [annotation]
-    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
 
 
 def resolved(config: Config) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tokenkit.config import UserError
-from tokenkit.models.load import head_name, input_embedding_name, load_model
+from tokenkit.models.load import load_model
 
 
 def tiny(**options: object) -> LlamaForCausalLM:
@@ -78,9 +78,3 @@ def test_incomplete_weights_are_refused_by_name(saved: Path) -> None:
     save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lack model\.layers\.1\.mlp\.up_proj\.weight"):
         load_model(str(saved))
-
-
-def test_embedding_names_follow_the_tie() -> None:
-    assert input_embedding_name(tiny()) == "model.embed_tokens.weight"
-    assert head_name(tiny()) == "lm_head.weight"
-    assert head_name(tiny(tie_word_embeddings=True)) is None

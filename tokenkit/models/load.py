@@ -86,18 +86,3 @@ def output_head(model: PreTrainedModel) -> nn.Linear:
     head = model.get_output_embeddings()
     assert isinstance(head, nn.Linear)
     return head
-
-
-def input_embedding_name(model: PreTrainedModel) -> str:
-    """The parameter name of the input embedding matrix."""
-    return _name_of(model, input_matrix(model))
-
-
-def head_name(model: PreTrainedModel) -> str | None:
-    """The parameter name of the output matrix, None where it is the input embedding itself."""
-    head = head_matrix(model)
-    return None if head is input_matrix(model) else _name_of(model, head)
-
-
-def _name_of(model: nn.Module, wanted: nn.Parameter) -> str:
-    return next(name for name, parameter in model.named_parameters() if parameter is wanted)

@@ -14,8 +14,8 @@ from tokenkit.data.batch import DataConfig
 from tokenkit.eval.bits_per_byte import EvalConfig
 from tokenkit.report.content import Bar, Curve, Fact, Kind, Report, Sample, read_report
 from tokenkit.report.page import write_page
-from tokenkit.report.tables import bits_per_byte_table
-from tokenkit.train.folder import RUN_FILE, RunFolder, write_json
+from tokenkit.report.tables import bits_per_byte_rows, bits_per_byte_table, markdown_table
+from tokenkit.train.folder import RUN_FILE, RunFolder, write_json, write_text
 from tokenkit.train.schema import TrainConfig
 from tokenkit.verbs.distill import DistillRun, ReportConfig, distill
 from tokenkit.verbs.model import ModelChoice
@@ -59,6 +59,7 @@ def demo(run: DemoRun, *, quiet: bool = False) -> dict[str, Any]:
     results = _results(run, entries)
     write_json(run.output / "results.json", results)
     report = _report(run, results)
+    write_text(run.output / "results.md", markdown_table(bits_per_byte_rows(report.bars)))
     write_json(run.output / "report.json", report.model_dump(mode="json"))
     page = write_page(run.output)
     Console().print(bits_per_byte_table(report.bars))
