@@ -1,7 +1,8 @@
-"""Byte spans and alignment of GPT-2 (student) and Llama-3 (teacher) over real text: tokenkit beside TRL, one thread.
+"""Byte spans and alignment of GPT-2 (student) and Llama-3 (teacher) over real text: tokenkit beside peers, one thread.
 
-Prints a Markdown table of medians over interleaved repeats in one run. Needs the shared data folder and, for TRL's
-rows, `pip install trl`. Usage: python benchmarks/alignment_throughput.py [--repeats 7] [--kilobytes 600]
+Prints a Markdown table of medians over interleaved repeats in one run. Needs the shared data folder; for TRL's rows
+`pip install trl`, for the JAX toolkit's a checkout of bminixhofer/tokenkit.
+Usage: python benchmarks/alignment_throughput.py [--repeats 7] [--kilobytes 600] [--upstream CHECKOUT]
 """
 
 import os
@@ -13,16 +14,23 @@ import argparse
 import gzip
 import json
 import lzma
+import shutil
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from tokenkit.align.spans import align
 from tokenkit.tokenizers.load import load_tokenizer
 
+UPSTREAM = "JAX toolkit: align"
 SHARED = Path(os.environ.get("TOKENKIT_SHARED", Path(__file__).parents[2] / "shared"))
 
 
@@ -45,7 +53,7 @@ def bare(name: str) -> Tokenizer:
     return Tokenizer.from_str(path.read_text("utf-8") if path.exists() else lzma.open(f"{path}.xz", "rt").read())
 
 
-def jobs(texts: list[str]) -> dict[str, Callable[[], object]]:
+def jobs(texts: list[str]) -> dict[str, Callable[[], Any]]:
     """What is timed, by name. Alignments run over encodings made before the clock starts."""
     student, teacher = (load_tokenizer(str(SHARED / "data/tokenizers" / name)) for name in ("gpt2", "llama3"))
     backends = bare("gpt2"), bare("llama3")
@@ -59,7 +67,7 @@ def jobs(texts: list[str]) -> dict[str, Callable[[], object]]:
         for a, b in zip(student.encode_batch(texts), teacher.encode_batch(texts)):
             align(a, b)
 
-    timed: dict[str, Callable[[], object]] = {
+    timed: dict[str, Callable[[], Any]] = {
         "floor: `tokenizers` alone, both sides": floor,
         "tokenkit: encode both, align": ours,
         "tokenkit: align": lambda: [align(a, b) for a, b in encoded],
@@ -82,16 +90,48 @@ def jobs(texts: list[str]) -> dict[str, Callable[[], object]]:
     return timed
 
 
+class Upstream:
+    """The JAX toolkit in a process of its own, for its package has our name."""
+
+    def __init__(self, checkout: Path, texts: list[str], folder: Path) -> None:
+        for side, name in (("student", "gpt2"), ("teacher", "llama3")):
+            (folder / side).mkdir()
+            (folder / side / "tokenizer.json").write_text(bare(name).to_str(), "utf-8")
+            shutil.copy(SHARED / "data/tokenizers" / name / "tokenizer_config.json", folder / side)
+        (folder / "texts.json").write_text(json.dumps(texts), "utf-8")
+        command = [sys.executable, str(Path(__file__).with_name("upstream_worker.py")), str(folder)]
+        environment = {**os.environ, "PYTHONPATH": str(checkout)}
+        self.process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True, env=environment)
+
+    def measure(self) -> tuple[float, int]:
+        """CPU seconds of one pass, and the chunks it found."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        seconds, chunks = self.process.stdout.readline().split()
+        return float(seconds), int(chunks)
+
+
 def main() -> None:
     """Times every job `--repeats` times in turn and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--kilobytes", type=int, default=600)
+    parser.add_argument("--upstream", type=Path, help="a checkout of bminixhofer/tokenkit")
     arguments = parser.parse_args()
     texts = read_texts(arguments.kilobytes)
     timed = jobs(texts)
     seconds: dict[str, list[float]] = {name: [] for name in timed}
+    upstream = None
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.upstream is not None:
+            upstream = Upstream(arguments.upstream, texts, Path(folder))
+            seconds[UPSTREAM] = []
+            upstream.measure()
     for repeat in range(arguments.repeats + 1):
+        if upstream is not None and repeat:
+            seconds[UPSTREAM].append(upstream.measure()[0])
         for name, job in timed.items():
             begin = time.process_time()
             job()
@@ -104,6 +144,11 @@ def main() -> None:
     print("| job | k student tokens / CPU-s | time / floor |\n| --- | ---: | ---: |")
     for name, median in medians.items():
         print(f"| {name} | {tokens / median / 1000:,.0f} | {median / floor:.3f} |")
+    if upstream is not None:
+        exact = sum(len(chunks) for chunks in timed["tokenkit: align"]())
+        print(f"\nJAX toolkit / tokenkit: align {medians[UPSTREAM] / medians['tokenkit: align']:.1f}; ", end="")
+        print(f"it finds {upstream.measure()[1]:,} of {exact:,} chunks")
+        upstream.process.kill()
     if "TRL: align" in medians:
         print(f"\nTRL / tokenkit: align {medians['TRL: align'] / medians['tokenkit: align']:.1f}, whole ", end="")
         print(f"{medians['TRL: encode both, align'] / medians['tokenkit: encode both, align']:.2f}")

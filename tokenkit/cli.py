@@ -81,18 +81,78 @@ def evaluate(words: Words = None, dry_run: DryRun = False) -> None:
 
 
 @app.command()
-def align(words: Words = None, dry_run: DryRun = False) -> None:
+def align(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="A B TEXT",
+            help="Two tokenizers, and a text, @FILE or - for standard input; or a run file and KEY=VALUE.",
+            show_default=False,
+        ),
+    ] = None,
+    mode: Annotated[str | None, typer.Option(metavar="MODE", help="Chunks: unconstrained, or space.")] = None,
+    html: Annotated[str | None, typer.Option(metavar="FILE", help="Write a page.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    dry_run: DryRun = False,
+) -> None:
     """Show two tokenisations of a text, aligned."""
-    from tokenkit.verbs.align import AlignRun
+    from tokenkit.verbs.align import AlignRun, compare_run
+    from tokenkit.verbs.positional import load_positional
 
-    run = load(AlignRun, words or [])
+    run = load_positional(AlignRun, ("teacher", "student", "text"), words or [], {"mode": mode, "html": html})
     if not _shown(run, dry_run):
-        from rich.console import Console
-
         from tokenkit.align.show import show
-        from tokenkit.tokenizers.load import load_tokenizer
 
-        Console().print(show(run.text, load_tokenizer(run.teacher), load_tokenizer(run.student)))
+        found = compare_run(run)
+        _print_json(found.as_json()) if as_json else _print_rich(show(found))
+
+
+@app.command()
+def doctor(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="A B",
+            help="The tokenizer that a model has, and the one it is to have; or a run file and KEY=VALUE.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="FOLDER", help="The model; no weight is read.")] = None,
+    corpus: Annotated[str | None, typer.Option(metavar="FILE", help="Text to measure on.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Say what to expect of a pair of tokenizers before any hour is spent on it."""
+    from tokenkit.verbs.doctor import DoctorRun, doctor
+    from tokenkit.verbs.positional import load_positional
+
+    source = None if corpus is None else {"path": corpus}
+    run = load_positional(DoctorRun, ("source", "target"), words or [], {"model": model, "corpus": source})
+    if not _shown(run, dry_run):
+        from tokenkit.align.doctor_show import render
+
+        found = doctor(run)
+        _print_json(found.as_json()) if as_json else _print_rich(render(found))
+
+
+@app.command()
+def mined_mapping(words: Words = None, dry_run: DryRun = False) -> None:
+    """For every token of a vocabulary the nearest one of another: least edits, equal bytes or prefix."""
+    from tokenkit.verbs.mined_mapping import MinedMappingRun, mined_mapping
+
+    run = load(MinedMappingRun, words or [])
+    if not _shown(run, dry_run):
+        _print(mined_mapping(run))
+
+
+@app.command("tokenizer-info")
+def tokenizer_info(words: Words = None, dry_run: DryRun = False, resume: Resume = False, quiet: Quiet = False) -> None:
+    """Count two tokenizers' tokens on a text, and measure their tokenisation bias."""
+    from tokenkit.verbs.tokenizer_info import TokenizerInfoRun, tokenizer_info
+
+    run = load(TokenizerInfoRun, words or [])
+    if not _shown(run, dry_run):
+        _print(tokenizer_info(run, resume=resume, quiet=quiet))
 
 
 @app.command()
@@ -135,6 +195,18 @@ def _shown(run: Config, dry_run: bool) -> bool:
 
 def _print(values: dict[str, Any]) -> None:
     typer.echo(dump_yaml(values), nl=False)
+
+
+def _print_json(values: dict[str, Any]) -> None:
+    import json
+
+    typer.echo(json.dumps(values, ensure_ascii=False, indent=1))
+
+
+def _print_rich(shown: Any) -> None:
+    from rich.console import Console
+
+    Console().print(shown)
 
 
 def main() -> None:

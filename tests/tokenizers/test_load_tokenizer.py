@@ -10,6 +10,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoTokenizer
 
 from tokenkit.config import UserError
+from tokenkit.tokenizers import load
 from tokenkit.tokenizers.bytelevel import ByteTokenizer
 from tokenkit.tokenizers.hf import HFTokenizer
 from tokenkit.tokenizers.load import load_tokenizer
@@ -72,16 +73,19 @@ def test_role_tokens_from_the_special_tokens_map(bpe, tmp_path):
 
 MISTAKES = {
     "empty folder": ({}, "no tokenizer.json in this folder"),
-    "slow": ({"vocab.txt": "a\nb"}, r"only a slow \(Python\) tokenizer \(vocab.txt\)"),
-    "sentencepiece": ({"tokenizer.model": "x"}, r"only a slow \(Python\) tokenizer \(tokenizer.model\)"),
+    "vocab.txt": ({"vocab.txt": "a\nb"}, "vocab.txt: no .UNK. among its 2 tokens"),
+    "sentencepiece": ({"tokenizer.model": "x"}, "tokenizer.model: neither a sentencepiece model"),
+    "cut short": ({"tokenizer.json.xz": lzma.compress(b"{}" * 99)[:40]}, "not a JSON file"),
+    "deep": ({"tokenizer.json": "[" * 100_000}, "not a JSON file"),
+    "configuration": ({"tokenizer.json": "{}", "tokenizer_config.json": "[]"}, "not a working tokenizer.json"),
     "not json": ({"tokenizer.json": "hello"}, "not a JSON file"),
     "not utf-8": ({"tokenizer.json": b"\xff\xfe\xfa"}, "not a JSON file"),
     "not compressed": ({"tokenizer.json.xz": "hello"}, "not a JSON file"),
-    "a list": ({"tokenizer.json": "[]"}, "no model with a vocab"),
+    "a list": ({"tokenizer.json": "[]"}, "not a working tokenizer.json: no model"),
     "no vocabulary": ({"tokenizer.json": '{"model": {"type": "BPE"}}'}, "no model with a vocab"),
     "unreadable model": (
         {"tokenizer.json": '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": 3}}'},
-        "cannot read this tokenizer.json",
+        "not a working tokenizer.json: merges is 3",
     ),
 }
 
@@ -94,6 +98,37 @@ def test_mistakes_are_one_line(name, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         load_tokenizer(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_that_is_no_object(bpe, tmp_path):
+    bpe.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(UserError, match="holds a list; write one JSON object"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_pattern_for_a_tokenizer_that_has_one(bpe, tmp_path):
+    bpe.save(tmp_path)
+    with pytest.raises(UserError, match=r"a tokenizer\.json says how it splits text; leave pattern out"):
+        load_tokenizer(f"{tmp_path}:pattern=a+")
+
+
+def test_a_small_file_that_unpacks_to_gigabytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(load, "MAX_FILE_BYTES", 10_000)
+    (tmp_path / "tokenizer.json.xz").write_bytes(lzma.compress(b" " * 20_000))
+    with pytest.raises(UserError, match="more than 10,000 bytes"):
+        load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.slow
+def test_other_formats_are_loaded_and_changed(shared):
+    folder = shared / "data/tokenizers/llama2"
+    ours, wanted = load_tokenizer(str(folder / "tokenizer.model")), load_tokenizer(str(folder))
+    moved = load_tokenizer(f"{folder / 'tokenizer.model'}:source=TinyLlama:target=Qwen2")
+    for text in TEXTS:
+        assert ours.encode(text).ids.tolist() == wanted.encode(text).ids.tolist()
+        assert moved.encode(text).ids.tolist() == wanted.encode(text).ids.tolist()
+    assert moved.special_tokens["<|im_start|>"] == wanted.vocab_size
 
 
 def test_missing_path():
@@ -110,6 +145,8 @@ def test_hub_id_downloads_tokenizer_files_only(bpe, tmp_path, monkeypatch):
 
     bpe.save(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    load_tokenizer("someone/model:revision=main", revision="abc")
+    assert asked["revision"] == "main"
     loaded = load_tokenizer("someone/model", revision="abc")
     assert (loaded.name, loaded.fingerprint) == ("someone/model", bpe.fingerprint)
     assert (asked["spec"], asked["revision"]) == ("someone/model", "abc")

@@ -1,6 +1,7 @@
 """What a distilling run is made of: one weight copy, a teacher that never moves, and laws of the whole way."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -93,3 +94,44 @@ def test_bfloat16_and_gradient_checkpointing_learn_the_same_thing(run, tmp_path)
     again = distill(run(output=tmp_path / "c", train={"gradient_checkpointing": True}), quiet=True)
     assert half["trained_bits_per_byte"] == pytest.approx(plain["trained_bits_per_byte"], rel=2e-2)
     assert again["trained_bits_per_byte"] == pytest.approx(plain["trained_bits_per_byte"], rel=1e-5)
+
+
+CHAT = """{%- for m in messages %}{{ '<|endoftext|>' + m.role + ': ' + m.content + '<|endoftext|>' }}{% endfor %}"""
+
+
+def test_conversations_are_distilled_across_families(run, tmp_path, bpe):
+    """A teacher with a template of its own teaches a byte student that writes turns as Qwen2 does."""
+    folder = tmp_path / "chat"
+    shutil.copytree(run().model.source, folder)
+    (folder / "chat_template.jinja").write_text(CHAT, "utf-8")
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"the {word}"},
+                {"role": "assistant", "content": f"{word} sat on a mat"},
+            ]
+        }
+        for word in ("cat", "fish", "home", "mat")
+    ]
+    lines = tmp_path / "rows.jsonl"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    results = distill(
+        run(
+            model={"source": str(folder)},
+            target_tokenizer="byte:target=Qwen2",
+            losses={"alm": {}, "clm": {"weight": 0.1}},
+            data={"source": {"path": str(lines)}, "format": "chat", "window_bytes": 64},
+            train={"steps": 20},
+        ),
+        quiet=True,
+    )
+    learnt = sum(len(row["messages"][1]["content"]) for row in rows)
+    assert results["bytes"] == 20 * learnt  # every step reads all four rows, and counts what was learnt
+    losses = [
+        json.loads(line)["loss"]
+        for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()
+        if '"loss"' in line
+    ]
+    assert losses[-1] < 0.95 * losses[0]
+    student = load_tokenizer(str(tmp_path / "out/model"))
+    assert {"<|im_start|>", "<|im_end|>"} <= student.special_tokens.keys()

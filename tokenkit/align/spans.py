@@ -41,6 +41,75 @@ def align(a: Encoding, b: Encoding) -> Alignment:
     )
 
 
+def renumber(alignment: Alignment, spans: Int64[ndarray, "M 4"], number: Int64[ndarray, "K"]) -> Alignment:
+    """The alignment with other chunks: `number` is the new chunk of every old one, -1 for none."""
+    table = np.append(number, -1).astype(np.int32)  # its last entry answers for -1
+    return Alignment(spans, table[alignment.chunk_a], table[alignment.chunk_b])
+
+
+def keep_chunks(alignment: Alignment, kept: Bool[ndarray, "K"]) -> Alignment:
+    """Only the kept chunks, numbered anew; the tokens of the others are in no chunk."""
+    return renumber(alignment, alignment.spans[kept], np.where(kept, np.cumsum(kept) - 1, -1))
+
+
+def trained_chunks(
+    alignment: Alignment, trained_a: Bool[ndarray, "Ta"], trained_b: Bool[ndarray, "Tb"]
+) -> Bool[ndarray, "K"]:
+    """Chunks of which every token is trained on both sides, so that both sides score the same bytes."""
+    a_start, a_end, b_start, b_end = alignment.spans.T
+    out_a, out_b = (np.append(0, np.cumsum(~trained)) for trained in (trained_a, trained_b))
+    return (out_a[a_end] == out_a[a_start]) & (out_b[b_end] == out_b[b_start])
+
+
+def mask_tokens(encoding: Encoding, trained: Int64[ndarray, "N 3"]) -> Bool[ndarray, "T"]:
+    """True for tokens all of whose bytes are trained. Rows of `trained` are (segment, first byte, end), half-open.
+
+    A token that straddles the border is out, on the side of either tokenizer that has one there. A zero-width token of
+    a text goes with the byte that follows it; a special token is in if any row, an empty one too, names its segment.
+    """
+    stride = 1 + max(int(encoding.ends.max(initial=0)), int(trained[:, 2].max(initial=0)))
+    rows = trained[np.lexsort((trained[:, 1], trained[:, 0]))]
+    firsts, reach = rows[:, 0] * stride + rows[:, 1], np.maximum.accumulate(rows[:, 0] * stride + rows[:, 2])
+    begins = np.flatnonzero(np.append(True, firsts[1:] > reach[:-1])[: len(rows)])  # rows that touch make one span
+    lasts = np.append(begins[1:], len(rows))[: len(begins)] - 1
+    start, end = (encoding.segment.astype(np.int64) * stride + side for side in (encoding.starts, encoding.ends))
+    span = np.searchsorted(firsts[begins], start, side="right")
+    until = np.append(-1, reach[lasts])[span]
+    inside = (end <= until) & (start < until)
+    return np.where(encoding.special, np.isin(encoding.segment, trained[:, 0]), inside)
+
+
+def truncate(a: Encoding, b: Encoding, max_a: int, max_b: int) -> tuple[Encoding, Encoding]:
+    """Both sides cut at the last common place (segment, byte) up to which both fit; tails beyond the last one go too.
+
+    Such places are the ends of chunks and, while both sides have all of every segment so far, the ends of segments,
+    also of those that one side lacks.
+    """
+    alignment = align(a, b)
+    whole = _common_segment_ends(a, b, alignment)
+    places = np.concatenate([np.zeros((1, 2), np.int64), alignment.spans[:, [1, 3]], whole])
+    fitting = places[(places[:, 0] <= max_a) & (places[:, 1] <= max_b)]
+    end_a, end_b = fitting[fitting.sum(axis=1).argmax()].tolist()  # places never cross, so the farthest is one
+    return _first(a, end_a), _first(b, end_b)
+
+
+def _common_segment_ends(a: Encoding, b: Encoding, alignment: Alignment) -> Int64[ndarray, "S 2"]:
+    """Numbers of tokens up to the ends of segments, as long as no shared segment lacks its end on one side."""
+    segments = np.union1d(a.segment, b.segment)
+    sides = ((a, alignment.chunk_a), (b, alignment.chunk_b))
+    ends = np.stack([np.searchsorted(side.segment, segments, side="right") for side, _ in sides], axis=1)
+    shared = np.isin(segments, a.segment) & np.isin(segments, b.segment)
+    ended = np.ones(len(segments), np.bool_)
+    for (_, chunk), end in zip(sides, ends.T):
+        ended &= np.append(chunk, -1)[end - 1] >= 0
+    return ends[np.logical_and.accumulate(ended | ~shared)]
+
+
+def _first(encoding: Encoding, count: int) -> Encoding:
+    columns = (encoding.ids, encoding.starts, encoding.ends, encoding.special, encoding.segment)
+    return Encoding(*(column[:count] for column in columns))
+
+
 def _template_segments(a: Encoding, b: Encoding) -> Int32[ndarray, "S"]:
     """Segments that hold nothing but special tokens on at least one side."""
     found = [np.zeros(0, np.int32)]

@@ -1,17 +1,25 @@
 """Examples → padded tensors, shifted once: at index t stand the input, and the label that its logits predict."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from numpy import ndarray
+from pydantic import Field
 from torch import Tensor
 
+from tokenkit.align.bias import load_bias
+from tokenkit.align.modes import ModeName, chunk_mode
 from tokenkit.config import Config
-from tokenkit.data.example import Example, Side, Window, make_examples
-from tokenkit.data.source import SourceConfig
+from tokenkit.data.example import PLAIN, Example, Reading, Row, Side, SpecialTokens, Window, cut, make_examples
+from tokenkit.data.messages import Dialogue, read_dialogues
+from tokenkit.data.source import SourceConfig, read_documents
 from tokenkit.tokenizers.base import Tokenizer
+from tokenkit.tokenizers.chat import TrainOn
 
 NO_LABEL = -1
 LENGTH_MULTIPLE = 32  # few distinct shapes: kernels are built per shape, on a CPU at great cost
@@ -22,7 +30,20 @@ class DataConfig(Config):
 
     source: SourceConfig
     window_bytes: int = 512
-    """Bytes of text in one row; a byte-level student needs about as many positions."""
+    """Bytes of text in one row; a byte-level student needs about as many positions. Of conversations: tokens."""
+    format: Literal["text", "chat"] = "text"
+    """`chat`: each row of the source holds messages (under `source.field`, by default `messages`)."""
+    train_on: TrainOn = "assistant"
+    """Of conversations: what the student learns to write."""
+    template_options: dict[str, Any] = {}
+    """Variables of the chat templates, such as enable_thinking or date_string."""
+    chunks: ModeName = "unconstrained"
+    """What chunks are joined to before any loss sees them: whole words, or up to ends of little tokenization bias."""
+    bias: Path | None = None
+    """For `unbiased`: the folder that `tokenkit tokenizer-info` wrote for this pair."""
+    bias_threshold: float = Field(0.1, ge=0, le=1)
+    special_tokens_mode: SpecialTokens = "identity"
+    """Special tokens of both sides are compared by their places; or none is; or all but padding tokens are."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +80,7 @@ def _side(name: str, sides: list[Side], num_chunks: int) -> dict[str, Tensor]:
     for row, side in enumerate(sides):
         length = len(side.ids)
         inputs[row, :length] = side.ids
-        labels[row, : length - 1] = side.ids[1:]
+        labels[row, : length - 1] = np.where(side.trained[1:], side.ids[1:], NO_LABEL)
         chunk[row, : length - 1] = side.chunk[1:]  # the first token is given, never scored
         inside = np.flatnonzero(side.chunk >= 0)
         chunk_end[row, side.chunk[inside]] = inside  # ascending, so a chunk's last token stays
@@ -67,13 +88,38 @@ def _side(name: str, sides: list[Side], num_chunks: int) -> dict[str, Tensor]:
     return {f"{name}_{key}": torch.from_numpy(value) for key, value in tensors.items()}
 
 
+def read_training_rows(data: DataConfig) -> list[Window] | list[Dialogue]:
+    """The rows of the training text: windows of documents, or conversations."""
+    if data.format == "text":
+        return cut(read_documents(data.source), data.window_bytes)
+    column = data.source.field if "field" in data.source.model_fields_set else "messages"
+    return read_dialogues(data.source, column)
+
+
+def reading_of(data: DataConfig, student: Tokenizer, teacher: Tokenizer | None) -> Reading:
+    """How the rows of a pair of tokenizers are read; UserError where the bias of another pair is named."""
+    mode = None
+    if teacher is not None and data.chunks != "unconstrained":
+        bias = load_bias(data.bias, teacher, student) if data.bias is not None else None
+        mode = chunk_mode(data.chunks, teacher, student, bias, data.bias_threshold)
+    longest = data.window_bytes if data.format == "chat" else None
+    return Reading(mode, data.special_tokens_mode, longest, data.train_on, data.template_options)
+
+
 class Batches:
     """(seed, step) → microbatches: no state, so a resumed run needs nothing but the step."""
 
     def __init__(
-        self, windows: list[Window], student: Tokenizer, teacher: Tokenizer | None, *, batch_size: int, seed: int
+        self,
+        windows: Sequence[Row],
+        student: Tokenizer,
+        teacher: Tokenizer | None,
+        *,
+        batch_size: int,
+        seed: int,
+        reading: Reading = PLAIN,
     ):
-        self.windows, self.student, self.teacher = windows, student, teacher
+        self.windows, self.student, self.teacher, self.reading = windows, student, teacher, reading
         self.batch_size, self.seed = batch_size, seed
         self._epoch: tuple[int, Int[ndarray, "N"]] = (-1, np.empty(0, np.int64))
 
@@ -85,7 +131,7 @@ class Batches:
     def at(self, step: int, num_microbatches: int = 1) -> list[Batch]:
         """The microbatches of a step, together always the same rows."""
         rows = self.rows(step)
-        examples = make_examples([self.windows[row] for row in rows], self.student, self.teacher)
+        examples = make_examples([self.windows[row] for row in rows], self.student, self.teacher, self.reading)
         parts = np.array_split(np.arange(len(rows)), num_microbatches)
         return [collate([examples[i] for i in part], [rows[i] for i in part]) for part in parts if len(part)]
 

@@ -1,13 +1,18 @@
-"""A window of text, tokenised once for each side and aligned: pure, and the same for every tokenizer."""
+"""A row, tokenised once for each side and aligned: pure, and the same for every tokenizer."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from numpy import ndarray
 
-from tokenkit.align.spans import align
+from tokenkit.align.modes import Mode
+from tokenkit.align.spans import align, keep_chunks, trained_chunks, truncate
+from tokenkit.data.messages import Dialogue
 from tokenkit.tokenizers.base import Encoding, Tokenizer, framed
+from tokenkit.tokenizers.chat import ChatEncoding, TrainOn, encode_chat
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,22 +25,43 @@ class Window:
     ends_document: bool
 
 
+Row = Window | Dialogue
+
+
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One tokenisation of a window: ids, and the chunk of every token (-1: in none)."""
+    """One tokenisation of a row: ids, the chunk of every token (-1: in none), and which tokens are learnt."""
 
     ids: Int[ndarray, "T"]
     chunk: Int[ndarray, "T"]
+    trained: Bool[ndarray, "T"]
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A window as both sides read it; without a teacher there are no chunks."""
+    """A row as both sides read it; without a teacher there are no chunks."""
 
     student: Side
     teacher: Side | None
     num_chunks: int
     num_bytes: int
+
+
+SpecialTokens = Literal["identity", "ignore", "ignore_pad"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows are tokenised and which of their chunks a student is compared on."""
+
+    mode: Mode | None = None  # joins chunks; None keeps every one
+    special_tokens: SpecialTokens = "identity"
+    max_tokens: int | None = None  # a longer conversation is cut, on both sides at the same byte
+    train_on: TrainOn = "assistant"
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+PLAIN = Reading()
 
 
 def cut(documents: list[str], window_bytes: int) -> list[Window]:
@@ -63,29 +89,74 @@ def _cut_point(data: bytes, start: int, window_bytes: int) -> int:
     return end
 
 
-def make_examples(windows: list[Window], student: Tokenizer, teacher: Tokenizer | None) -> list[Example]:
-    """Both tokenisations of each window, begun by the start token and, at a document's end, closed by eos."""
-    texts = [window.text for window in windows]
-    students = _encode(windows, texts, student)
-    if teacher is None:
-        return [_alone(encoding, window) for encoding, window in zip(students, windows, strict=True)]
-    teachers = _encode(windows, texts, teacher)
-    return [_pair(s, t, w) for s, t, w in zip(students, teachers, windows, strict=True)]
+def make_examples(
+    rows: Sequence[Row], student: Tokenizer, teacher: Tokenizer | None, reading: Reading = PLAIN
+) -> list[Example]:
+    """Both tokenisations of each row, aligned.
+
+    Windows are begun by the start token and, at a document's end, closed by eos. Conversations are written by each
+    side's own chat template, and only what is trained counts.
+    """
+    students = _encoded(rows, student, reading)
+    teachers = [None] * len(rows) if teacher is None else _encoded(rows, teacher, reading)
+    return [_example(s, t, student, teacher, reading) for s, t in zip(students, teachers, strict=True)]
 
 
-def _encode(windows: list[Window], texts: list[str], tokenizer: Tokenizer) -> list[Encoding]:
+def _encoded(rows: Sequence[Row], tokenizer: Tokenizer, reading: Reading) -> list[ChatEncoding]:
     start, end = tokenizer.start_id, tokenizer.eos_id
-    encodings = tokenizer.encode_batch(texts)
-    return [framed(e, start, end if w.ends_document else None) for e, w in zip(encodings, windows, strict=True)]
+    windows = [row for row in rows if isinstance(row, Window)]
+    plain = iter(tokenizer.encode_batch([window.text for window in windows]))
+    found = []
+    for row in rows:
+        if isinstance(row, Window):
+            encoding = framed(next(plain), start, end if row.ends_document else None)
+            found.append(ChatEncoding(encoding, np.ones(len(encoding), np.bool_)))
+        else:
+            options = {"train_on": reading.train_on, "template_options": reading.template_options}
+            found.append(encode_chat(tokenizer, row.messages, tools=row.tools, **options))
+    return found
 
 
-def _alone(encoding: Encoding, window: Window) -> Example:
-    side = Side(encoding.ids, np.full(len(encoding), -1, np.int32))
-    return Example(side, None, 0, len(window.text.encode()))
-
-
-def _pair(student: Encoding, teacher: Encoding, window: Window) -> Example:
-    found = align(teacher, student)
+def _example(
+    student: ChatEncoding, teacher: ChatEncoding | None, own: Tokenizer, other: Tokenizer | None, reading: Reading
+) -> Example:
+    longest = reading.max_tokens
+    if teacher is None or other is None:
+        student = student.first(len(student.encoding) if longest is None else longest)
+        side = Side(student.encoding.ids, np.full(len(student.encoding), -1, np.int32), student.trained)
+        return Example(side, None, 0, student.num_bytes)
+    if longest is not None:
+        pair = truncate(teacher.encoding, student.encoding, longest, longest)
+        teacher, student = teacher.first(len(pair[0])), student.first(len(pair[1]))
+    found = align(teacher.encoding, student.encoding)
+    kept = trained_chunks(found, teacher.trained, student.trained)
+    for encoding, tokenizer, spans in (
+        (teacher.encoding, other, found.spans[:, :2]),
+        (student.encoding, own, found.spans[:, 2:]),
+    ):
+        kept &= ~_holds(_left_out(encoding, tokenizer, reading.special_tokens), spans)
+    if not kept.all():
+        found = keep_chunks(found, kept)
+    if reading.mode is not None:  # after that: a joined chunk never reaches over one that does not count
+        found = reading.mode(teacher.encoding, student.encoding, found)
     return Example(
-        Side(student.ids, found.chunk_b), Side(teacher.ids, found.chunk_a), len(found.spans), len(window.text.encode())
+        Side(student.encoding.ids, found.chunk_b, student.trained),
+        Side(teacher.encoding.ids, found.chunk_a, teacher.trained),
+        len(found),
+        student.num_bytes,
     )
+
+
+def _left_out(encoding: Encoding, tokenizer: Tokenizer, mode: SpecialTokens) -> Bool[ndarray, "T"]:
+    """Tokens that a student is not compared on."""
+    if mode == "ignore":
+        return encoding.special
+    if mode == "ignore_pad" and tokenizer.pad_id is not None:
+        return encoding.ids == tokenizer.pad_id
+    return np.zeros(len(encoding), np.bool_)
+
+
+def _holds(marked: Bool[ndarray, "T"], ranges: Int[ndarray, "K 2"]) -> Bool[ndarray, "K"]:
+    """Whether each token range holds a marked token."""
+    before = np.append(0, np.cumsum(marked))
+    return before[ranges[:, 1]] > before[ranges[:, 0]]

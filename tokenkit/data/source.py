@@ -6,9 +6,10 @@ import json
 import re
 import sysconfig
 from collections.abc import Iterator
+from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TextIO
 
 from pydantic import model_validator
 
@@ -74,7 +75,7 @@ def _texts(source: SourceConfig) -> Iterator[str]:
     if source.stdlib is not None:
         yield from _standard_library(held_out=source.stdlib == "held_out")
     elif source.hub is not None:
-        yield from _dataset(source)
+        yield from (row[source.field] for row in _dataset(source, source.field))
     else:
         for path in _files(source.path or ""):
             yield from _file(path, source)
@@ -92,41 +93,72 @@ def _files(pattern: str) -> list[Path]:
 
 
 def _file(path: Path, source: SourceConfig) -> Iterator[str]:
+    if ".jsonl" in path.suffixes:
+        for place, row in _json_rows(path):
+            yield _text(row, place, source.field)
+        return
+    with _opened(path) as file:
+        if source.separator is None:
+            yield file.read()
+        else:
+            yield from re.split(source.separator, file.read())
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
     opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8", newline="") as file:
-        try:
-            if ".jsonl" in path.suffixes:
-                for number, line in enumerate(file, 1):
-                    yield _json_text(line, f"{path}, line {number}", source.field)
-            elif source.separator is None:
-                yield file.read()
-            else:
-                yield from re.split(source.separator, file.read())
-        except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-            raise UserError(f"{path}: not readable as UTF-8 text: {error}") from None
-
-
-def _json_text(line: str, place: str, field: str) -> str:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{place}: not JSON: {error.msg}") from None
-    if not isinstance(row, dict) or not isinstance(row.get(field), str):
-        known = f"its keys are {', '.join(row)}" if isinstance(row, dict) else f"it is a {type(row).__name__}"
-        raise UserError(f"{place}: no text under {field!r}; {known}; set source.field")
+        with opener(path, "rt", encoding="utf-8", newline="") as file:
+            yield file
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        raise UserError(f"{path}: not readable as UTF-8 text: {error}") from None
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with _opened(path) as file:
+        for number, line in enumerate(file, 1):
+            place = f"{path}, line {number}"
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{place}: not JSON: {error.msg}") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{place}: expected a JSON object, found a {type(row).__name__}")
+            yield place, row
+
+
+def _text(row: dict[str, Any], place: str, field: str) -> str:
+    if not isinstance(row.get(field), str):
+        raise UserError(f"{place}: no text under {field!r}; its keys are {', '.join(row)}; set source.field")
     return row[field]
 
 
-def _dataset(source: SourceConfig) -> Iterator[str]:
+def read_rows(source: SourceConfig, column: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of JSON lines or of a dataset that have a column, with their places for messages, in a fixed order."""
+    if source.hub is not None:
+        for number, row in enumerate(_dataset(source, column)):
+            yield f"{source.hub}, row {number}", row
+        return
+    for path in _files(source.path) if source.path else []:
+        if ".jsonl" not in path.suffixes:
+            raise UserError(f"{path}: not JSON lines; conversations are read from .jsonl files or datasets")
+        for place, row in _json_rows(path):
+            if column not in row:
+                raise UserError(f"{place}: nothing under {column!r}; its keys are {', '.join(row)}; set source.field")
+            yield place, row
+
+
+def _dataset(source: SourceConfig, column: str) -> Iterator[dict[str, Any]]:
     from datasets import load_dataset
 
     try:
         rows = load_dataset(source.hub or "", split=source.split)
     except (FileNotFoundError, ValueError, ConnectionError, OSError) as error:
         raise UserError(f"{source.hub}: cannot be loaded as a dataset: {str(error).splitlines()[0]}") from None
-    if source.field not in rows.column_names:
-        raise UserError(f"{source.hub}: no column {source.field!r}; it has {', '.join(rows.column_names)}")
-    yield from rows[source.field]
+    if column not in rows.column_names:
+        raise UserError(f"{source.hub}: no column {column!r}; it has {', '.join(rows.column_names)}")
+    for row in rows:
+        yield dict(row)
 
 
 def _standard_library(*, held_out: bool) -> Iterator[str]:

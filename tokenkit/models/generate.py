@@ -1,6 +1,7 @@
 """Continuations of prompts, as text: our tokenizer's ids through the model's own generation."""
 
 import codecs
+from collections.abc import Sequence
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -12,25 +13,28 @@ from tokenkit.tokenizers.base import Tokenizer
 def generate(
     model: PreTrainedModel,
     tokenizer: Tokenizer,
-    prompts: list[str],
+    prompts: Sequence[str | list[int]],
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    stop_ids: Sequence[int] = (),
 ) -> list[str]:
     """One continuation per prompt, without the prompt, up to the end-of-text token; greedy at temperature 0.
 
-    The prompts are one left-padded batch. The process's random state is left as it was.
+    A text is begun by the start token, ids are taken as they are. The prompts are one left-padded batch. `stop_ids` end
+    a continuation too. The process's random state is left as it was.
     """
     if not prompts:
         return []
     start = tokenizer.start_id
-    rows = [torch.tensor([start, *encoding.ids.tolist()]) for encoding in tokenizer.encode_batch(prompts)]
+    texts = iter(tokenizer.encode_batch([prompt for prompt in prompts if isinstance(prompt, str)]))
+    rows = [torch.tensor([start, *next(texts).ids.tolist()] if isinstance(p, str) else p) for p in prompts]
     device = input_matrix(model).device
     ids = torch.nn.utils.rnn.pad_sequence(rows, True, start, padding_side="left").to(device)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], True, 0, padding_side="left")
-    stops = _stop_ids(model, tokenizer)
+    stops = list(dict.fromkeys([*_stop_ids(model, tokenizer), *stop_ids]))
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,

@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64
 from numpy import ndarray
 
+from tokenkit.config import UserError
+
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
@@ -50,6 +52,17 @@ def framed(encoding: Encoding, begin: int | None = None, end: int | None = None)
     )
 
 
+def utf8(text: str, name: str) -> bytes:
+    """The bytes of a text; UserError where half a surrogate pair stands in it, which no UTF-8 text holds."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{name}: half a surrogate pair, {text[error.start]!r}, at character {error.start} of a text; "
+            "read the text as UTF-8, or write U+FFFD in its place"
+        ) from None
+
+
 @runtime_checkable
 class Tokenizer(Protocol):
     """What the rest of the package knows of a tokenizer."""
@@ -64,6 +77,18 @@ class Tokenizer(Protocol):
     pad_id: int | None
 
     @property
+    def chat_template(self) -> str | None:
+        """The Jinja template of conversations; None where the tokenizer came without one."""
+        ...
+
+    changes: tuple[str, ...]  # in words, what it does not keep of ordinary text; () where it keeps every byte
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the tokens spell ordinary text as it was written, up to Unicode normalisation."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """sha256 over everything that decides ids; equal fingerprints give equal ids."""
         ...
@@ -75,10 +100,21 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str, *, special: bool = False) -> Encoding: ...
 
-    def encode_batch(self, texts: list[str], *, special: bool = False) -> list[Encoding]: ...
+    def encode_batch(self, texts: list[str], *, special: bool = False, continued: bool = False) -> list[Encoding]:
+        """One encoding per text. `continued` texts stand after a special token, not at the beginning of a document."""
+        ...
 
     def decode(self, ids: list[int]) -> str: ...
 
     def save(self, folder: Path) -> None:
         """Writes what `AutoTokenizer.from_pretrained(folder)` loads."""
         ...
+
+
+def require_lossless(tokenizer: Tokenizer, use: str) -> None:
+    """UserError where the text cannot be had back from the tokens; `use` says what needs that."""
+    if not tokenizer.lossless:
+        raise UserError(
+            f"{tokenizer.name}: this tokenizer {' and '.join(tokenizer.changes)}, so it cannot be {use}; "
+            "use one that keeps case, accents and white space"
+        )

@@ -1,4 +1,4 @@
-"""One factory: a folder, a tokenizer.json, a hub id or the word `byte` becomes a Tokenizer."""
+"""One factory: a folder, a tokenizer file, a hub id or `byte`, changed as its spec says, becomes a Tokenizer."""
 
 import json
 import lzma
@@ -6,62 +6,76 @@ from pathlib import Path
 from typing import Any
 
 from tokenkit.config import UserError
-from tokenkit.tokenizers.base import Tokenizer
-from tokenkit.tokenizers.bytelevel import ByteTokenizer
+from tokenkit.tokenizers.bytelevel import ROLE_TOKENS, SPECIALS, ByteTokenizer, byte_definition, is_bytes
+from tokenkit.tokenizers.formats import read_format
+from tokenkit.tokenizers.formats.check import check_definition
+from tokenkit.tokenizers.formats.definition import MAX_FILE_BYTES
 from tokenkit.tokenizers.hf import HFTokenizer
+from tokenkit.tokenizers.pieces import Definition
+from tokenkit.tokenizers.spec import BYTE, TokenizerSpec
+from tokenkit.tokenizers.targets import convert
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-SLOW_FILES = ("vocab.txt", "vocab.json", "merges.txt", "*.model", "*.tiktoken")
+OTHER_FILES = ("vocab.json", "merges.txt", "vocab.txt", "*.model", "*.tiktoken", "tekken.json")
+WANTED = "a folder, a tokenizer file, a hub id or 'byte'"
+Found = tuple[Definition, dict[str, Any] | None]  # tokenizer.json and, where something is said, tokenizer_config.json
 
 
-def load_tokenizer(spec: str, *, revision: str | None = None) -> Tokenizer:
-    """The tokenizer of a folder, a tokenizer.json (also .xz), a hub id (at `revision`), or the 256 bytes ("byte")."""
-    if spec == "byte":
-        return ByteTokenizer()
-    if not spec:
-        raise UserError("tokenizer '': write a folder, a tokenizer.json, a hub id or 'byte'")
-    path = Path(spec).expanduser()
+def load_tokenizer(spec: str | TokenizerSpec, *, revision: str | None = None) -> HFTokenizer | ByteTokenizer:
+    """The tokenizer that a spec names: `NAME`, `NAME:target=Qwen2`, `byte`, ...; see `TokenizerSpec`.
+
+    `revision` is that of a hub id whose spec says none.
+    """
+    spec = TokenizerSpec.parse(spec) if isinstance(spec, str) else spec
+    definition, config = convert(*_find(spec, spec.revision or revision), spec)
+    kind = ByteTokenizer if is_bytes(definition) else HFTokenizer
+    return kind(definition, config, str(spec))
+
+
+def _find(spec: TokenizerSpec, revision: str | None) -> Found:
+    if spec.name == BYTE:
+        return (byte_definition(()), None) if spec.target else (byte_definition(SPECIALS), dict(ROLE_TOKENS))
+    path = Path(spec.name).expanduser()
+    if not path.exists():
+        if spec.name.startswith((".", "/", "~")) or spec.name.count("/") > 1 or path.suffix in (".json", ".xz"):
+            raise UserError(f"tokenizer {spec.name!r}: no such file; write {WANTED}")  # and no hub id
+        path = _download(spec.name, revision)
+    found = _tokenizer_json(path)
+    if found is None:
+        found = read_format(path, spec.pattern)
+    elif spec.pattern is not None:
+        raise UserError(f"tokenizer {spec.name!r}: a tokenizer.json says how it splits text; leave pattern out")
+    if found is None and path.is_file():
+        found = _read_definition(path), None
+    if found is None:
+        raise UserError(f"tokenizer {spec.name!r}: no tokenizer.json in this folder; write the folder that holds one")
+    return found
+
+
+def _tokenizer_json(path: Path) -> Found | None:
+    """What a tokenizer.json, or the folder of one, holds; None for anything else."""
     if path.is_file():
-        return _from_file(path, spec)
-    if path.is_dir():
-        return _from_folder(path, spec)
-    if spec.startswith((".", "/", "~")) or spec.count("/") > 1 or spec.endswith((".json", ".xz")):  # no hub id
-        raise UserError(f"tokenizer {spec!r}: no such file; write a folder, a tokenizer.json, a hub id or 'byte'")
-    return _from_folder(_download(spec, revision), spec)
-
-
-def _from_file(path: Path, name: str) -> HFTokenizer:
-    if path.name.removesuffix(".xz") == "tokenizer.json":
-        return HFTokenizer(_read_definition(path), _read_config(path.parent), name)
-    return HFTokenizer(_read_definition(path), None, name)
-
-
-def _from_folder(folder: Path, name: str) -> HFTokenizer:
-    for file in ("tokenizer.json", "tokenizer.json.xz"):
-        if (folder / file).is_file():
-            return HFTokenizer(_read_definition(folder / file), _read_config(folder), name)
-    slow = sorted(path.name for pattern in SLOW_FILES for path in folder.glob(pattern))
-    if slow:
-        raise UserError(
-            f"tokenizer {name!r}: only a slow (Python) tokenizer ({slow[0]}), no tokenizer.json; save it as fast with "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-        )
-    raise UserError(f"tokenizer {name!r}: no tokenizer.json in this folder; write the folder that holds one")
+        known = path.name.removesuffix(".xz") == "tokenizer.json"
+        return (_read_definition(path), _read_config(path.parent)) if known else None
+    files = (path / name for name in ("tokenizer.json", "tokenizer.json.xz"))
+    file = next((file for file in files if file.is_file()), None)
+    return None if file is None else (_read_definition(file), _read_config(path))
 
 
 def _read_json(path: Path) -> Any:
     try:
-        raw = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+        with lzma.open(path) if path.suffix == ".xz" else path.open("rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)  # a small file may unpack to any size
+        if len(raw) > MAX_FILE_BYTES:
+            raise UserError(f"{path}: more than {MAX_FILE_BYTES:,} bytes, which no tokenizer has; write its own file")
         return json.loads(raw)
-    except (lzma.LZMAError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (lzma.LZMAError, EOFError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON
         raise UserError(f"{path}: not a JSON file ({str(error).splitlines()[0]}); write a tokenizer.json") from None
 
 
-def _read_definition(path: Path) -> dict[str, Any]:
+def _read_definition(path: Path) -> Definition:
     definition = _read_json(path)
-    model = definition.get("model") if isinstance(definition, dict) else None
-    if not isinstance(model, dict) or "vocab" not in model:
-        raise UserError(f"{path}: not a tokenizer.json, no model with a vocab; write one saved by a fast tokenizer")
+    check_definition(definition, str(path))
     return definition
 
 
@@ -71,7 +85,10 @@ def _read_config(folder: Path) -> dict[str, Any] | None:
     found = False
     for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the latter is newer and wins
         if (folder / name).is_file():
-            config |= {key: value for key, value in _read_json(folder / name).items() if value is not None}
+            values = _read_json(folder / name)
+            if not isinstance(values, dict):
+                raise UserError(f"{folder / name}: holds a {type(values).__name__}; write one JSON object")
+            config |= {key: value for key, value in values.items() if value is not None}
             found = True
     if (folder / "chat_template.jinja").is_file():
         config["chat_template"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
@@ -83,9 +100,8 @@ def _download(spec: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download  # only for hub ids: heavy to import
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = [*FILES, "vocab.txt", "*.model"]
     try:
-        return Path(snapshot_download(spec, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(spec, revision=revision, allow_patterns=[*FILES, *OTHER_FILES]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(

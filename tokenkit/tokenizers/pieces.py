@@ -1,5 +1,6 @@
 """Vocabulary entries of a tokenizer.json as bytes, decided from what the file says and never from class names."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,11 +31,12 @@ def parts(node: Definition | None) -> Iterator[Definition]:
 
 
 def model_type(definition: Definition) -> str:
-    """BPE or Unigram, also for old files whose model does not name its type; anything else is refused."""
+    """BPE, Unigram, WordPiece or WordLevel, also for old files whose model does not name its type."""
     model = definition["model"]
-    kind = model.get("type") or ("BPE" if "merges" in model else "Unigram" if "unk_id" in model else "WordPiece")
-    if kind not in ("BPE", "Unigram"):
-        raise UserError(f"{kind} tokenizers do not keep the bytes of the text; use a BPE or Unigram tokenizer")
+    marks = (("merges", "BPE"), ("unk_id", "Unigram"), ("max_input_chars_per_word", "WordPiece"))
+    kind = model.get("type") or next((name for key, name in marks if key in model), "WordLevel")
+    if kind not in ("BPE", "Unigram", "WordPiece", "WordLevel"):
+        raise UserError(f"model type {kind!r}: unknown; write a BPE, Unigram, WordPiece or WordLevel tokenizer.json")
     return kind
 
 
@@ -53,6 +55,15 @@ def space_mark(definition: Definition) -> str | None:
         if part["type"] == "Replace" and part["pattern"].get("String") == " ":
             return part["content"]
     return None
+
+
+def without_first_space(definition: Definition) -> Definition | None:
+    """The tokenizer inside a text, where it adds a dummy space at the beginning of a document only; else None."""
+    steps = json.loads(json.dumps(definition.get("pre_tokenizer")))  # a copy to change
+    first = [part for part in parts(steps) if part["type"] == "Metaspace" and part.get("prepend_scheme") == "first"]
+    for part in first:
+        part["prepend_scheme"] = "never"
+    return {**definition, "pre_tokenizer": steps} if first else None
 
 
 def unknown_id(definition: Definition) -> int | None:
@@ -78,21 +89,29 @@ def _byte_level_piece(piece: str) -> bytes:
         return piece.encode()
 
 
+def _bare(piece: str, prefix: str, suffix: str) -> str:
+    """A model's piece without the marks of a word's inside and end, which stand for no text."""
+    if prefix and piece != prefix:
+        piece = piece.removeprefix(prefix)
+    return piece.removesuffix(suffix) if suffix and piece != suffix else piece
+
+
 def token_table(definition: Definition, special_ids: frozenset[int]) -> list[bytes]:
     """Bytes of every id; b"" for special tokens and holes. Added tokens stand for their literal text."""
-    vocabulary = model_vocabulary(definition)
+    vocabulary, model = model_vocabulary(definition), definition["model"]
     added = definition.get("added_tokens") or []
     size = 1 + max([*vocabulary.values(), *(token["id"] for token in added)], default=-1)
     table = [b""] * size
     mark = space_mark(definition)
-    if is_byte_level(definition):
-        for piece, index in vocabulary.items():
-            table[index] = _byte_level_piece(piece)
-    else:
-        fallback = BYTE_FALLBACK if definition["model"].get("byte_fallback") else {}
-        for piece, index in vocabulary.items():
-            literal = piece.replace(mark, " ") if mark else piece
-            table[index] = fallback.get(piece) or literal.encode()
+    prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
+    fallback = BYTE_FALLBACK if model.get("byte_fallback") else {}
+    byte_level = is_byte_level(definition)
+    for piece, index in vocabulary.items():
+        literal = _bare(piece, prefix, suffix) if prefix or suffix else piece
+        if byte_level:
+            table[index] = _byte_level_piece(literal)
+        else:
+            table[index] = fallback.get(piece) or (literal.replace(mark, " ") if mark else literal).encode()
     for token in added:
         if mark is None or token["content"] not in vocabulary:  # else the model also makes it, from spaces (Gemma)
             table[token["id"]] = token["content"].encode()

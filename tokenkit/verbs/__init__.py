@@ -12,8 +12,11 @@ RUNS = {
     "distill": "distill.DistillRun",
     "eval": "evaluate.EvalRun",
     "align": "align.AlignRun",
+    "doctor": "doctor.DoctorRun",
+    "mined-mapping": "mined_mapping.MinedMappingRun",
     "generate": "generate.GenerateRun",
     "report": "report.ReportRun",
+    "tokenizer-info": "tokenizer_info.TokenizerInfoRun",
 }
 
 

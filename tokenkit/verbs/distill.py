@@ -11,8 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenkit.config import Config, dump_yaml, resolved
-from tokenkit.data.batch import Batches, DataConfig
-from tokenkit.data.example import cut
+from tokenkit.data.batch import Batches, DataConfig, read_training_rows, reading_of
 from tokenkit.data.source import describe, read_documents
 from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
 from tokenkit.eval.chunks import score_chunks
@@ -24,8 +23,9 @@ from tokenkit.models.view import ModelView
 from tokenkit.objective import LossesConfig, Objective
 from tokenkit.report.content import Aligned, Bar, Chunk, Curve, Fact, Output, Report, Sample
 from tokenkit.report.page import write_page
-from tokenkit.tokenizers.base import Tokenizer
+from tokenkit.tokenizers.base import Tokenizer, require_lossless
 from tokenkit.tokenizers.load import load_tokenizer
+from tokenkit.tokenizers.spec import TokenizerSpec
 from tokenkit.train.folder import RunFolder, write_json
 from tokenkit.train.loop import train
 from tokenkit.train.schema import TrainConfig
@@ -56,8 +56,8 @@ class DistillRun(Config):
     """The student before any change."""
     teacher: ModelChoice | None = None
     """Without one the student is taught by what it was before it changed its tokenizer."""
-    target_tokenizer: str | None = None
-    """The student's new tokenizer: a folder, a tokenizer.json, a hub id, or `byte`. None keeps its own."""
+    target_tokenizer: TokenizerSpec | None = None
+    """The student's new tokenizer: `NAME` or `NAME:target=KIND:conversion=...`, or these keys. None keeps its own."""
     transfer: TransferOptions = TransferOptions()
     losses: LossesConfig
     data: DataConfig
@@ -88,7 +88,8 @@ def distill(run: DistillRun, *, resume: bool = False, quiet: bool = False) -> di
         sides.teacher_tokenizer.vocab_size,
         sides.student_tokenizer.fingerprint == sides.teacher_tokenizer.fingerprint,
     )
-    windows = cut(read_documents(run.data.source), run.data.window_bytes)
+    rows = read_training_rows(run.data)
+    reading = reading_of(run.data, sides.student_tokenizer, sides.teacher_tokenizer)
     held_out = read_documents(run.eval.source)
     folder = RunFolder(run.output)
     folder.claim(resolved(run), resume=resume)
@@ -103,7 +104,12 @@ def distill(run: DistillRun, *, resume: bool = False, quiet: bool = False) -> di
         precision=run.train.precision,
     )
     batches = Batches(
-        windows, sides.student_tokenizer, sides.teacher_tokenizer, batch_size=run.train.batch_size, seed=run.train.seed
+        rows,
+        sides.student_tokenizer,
+        sides.teacher_tokenizer,
+        batch_size=run.train.batch_size,
+        seed=run.train.seed,
+        reading=reading,
     )
     progress = train(task, batches, run.train, folder, measure, label="+".join(objective.weights()), quiet=quiet)
     after = measure()
@@ -138,6 +144,8 @@ def prepare(run: DistillRun) -> Sides:
     torch.manual_seed(run.train.seed)  # adapters begin at random
     target = load_tokenizer(run.target_tokenizer) if run.target_tokenizer else None
     model, source = load_pair(run.model, device)
+    for tokenizer in (source, target or source):
+        require_lossless(tokenizer, "a student's tokenizer")
     other = load_pair(run.teacher, device) if run.teacher else None
     shared_body = other is None and run.train.mode != "full"
     tables = _tables(model) if shared_body else {}

@@ -10,6 +10,7 @@ from tokenkit.models.load import load_model
 from tokenkit.models.view import check_linear_head
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.tokenizers.load import load_tokenizer
+from tokenkit.tokenizers.spec import TokenizerSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -19,8 +20,8 @@ class ModelChoice(Config):
 
     source: str
     """A folder or a hub id."""
-    tokenizer: str | None = None
-    """Where it is not beside the model: a folder, a tokenizer.json, a hub id, or `byte`."""
+    tokenizer: TokenizerSpec | None = None
+    """Where it is not beside the model, or is changed: `NAME` or `NAME:source=KIND:...`, or these keys."""
     revision: str | None = None
     trust_remote_code: bool = False
     """Run the model's own Python code. Only for a source that you trust."""
@@ -28,7 +29,9 @@ class ModelChoice(Config):
 
 def load_pair(choice: ModelChoice, device: str) -> tuple[PreTrainedModel, Tokenizer]:
     """The model, in float32, and its tokenizer; UserError for a model that cannot be scored here."""
-    tokenizer = load_tokenizer(choice.tokenizer or choice.source, revision=choice.revision)
+    spec = choice.tokenizer or TokenizerSpec(name=choice.source)
+    revision = choice.revision if spec.name == choice.source else None  # another repository has other revisions
+    tokenizer = load_tokenizer(spec, revision=revision)
     model = load_model(
         choice.source, device=device, revision=choice.revision, trust_remote_code=choice.trust_remote_code
     )

@@ -15,8 +15,9 @@ from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
 from tokenkit.export.huggingface import export_huggingface
 from tokenkit.models.view import ModelView
 from tokenkit.objective import LossesConfig, Objective
-from tokenkit.tokenizers.base import Tokenizer
+from tokenkit.tokenizers.base import Tokenizer, require_lossless
 from tokenkit.tokenizers.load import load_tokenizer
+from tokenkit.tokenizers.spec import TokenizerSpec
 from tokenkit.tokenizers.train import train_tokenizer
 from tokenkit.train.folder import RunFolder, write_json
 from tokenkit.train.loop import train
@@ -37,7 +38,8 @@ class NewTokenizer(Config):
 class TokenizerChoice(Config):
     """A tokenizer to load, or one to learn."""
 
-    load: str | None = None
+    load: TokenizerSpec | None = None
+    """`NAME` or `NAME:target=KIND:conversion=...`, or these keys."""
     train: NewTokenizer | None = None
 
     @model_validator(mode="after")
@@ -63,6 +65,8 @@ class PretrainRun(Config):
     def _whole(self) -> "PretrainRun":
         if (self.model is None) != (self.train is None):
             raise UserError("pretrain: give both model and train, or neither for a tokenizer alone")
+        if self.data.format != "text":
+            raise UserError("pretrain: data.format 'chat' is for distill; pretrain reads text")
         return self
 
 
@@ -112,6 +116,7 @@ def _tokenizer(run: PretrainRun, documents: list[str]) -> Tokenizer:
     choice = run.tokenizer
     if choice.train is None:
         tokenizer = load_tokenizer(choice.load or "")
+        require_lossless(tokenizer, "the tokenizer of a new model")
     else:
         texts = _first(documents, choice.train.max_bytes)
         tokenizer = train_tokenizer(texts, choice.train.kind, choice.train.vocab_size)
