@@ -261,12 +261,16 @@ class Checker:
             text, wanted = span.decode(), "".join(b"".join(tokens).decode().split())
         except UnicodeDecodeError:
             return False
+        # A charsmap looks at clusters first: what it makes of a cut one it may make of its characters one by one only.
+        for made in (self._normalised(text), "".join(map(self._normalised, text))):
+            left = iter(made)
+            if made == wanted or (unknown and all(character in left for character in wanted)):
+                return True  # an unknown token stands for anything
+        return False
+
+    def _normalised(self, text: str) -> str:
         made = text if self.library.normalizer is None else self.library.normalizer.normalize_str(text)
-        made = "".join((made.replace(self.mark, " ") if self.mark else made).split())
-        if not unknown:
-            return made == wanted
-        left = iter(made)  # an unknown token stands for anything
-        return all(character in left for character in wanted)
+        return "".join((made.replace(self.mark, " ") if self.mark else made).split())
 
 
 def row(name: str, found: Found) -> str:

@@ -91,15 +91,21 @@ def align(
         ),
     ] = None,
     mode: Annotated[str | None, typer.Option(metavar="MODE", help="Chunks: unconstrained, or space.")] = None,
+    messages: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Instead of a text: a .jsonl file of conversations.")
+    ] = None,
+    row: Annotated[int | None, typer.Option(metavar="N", help="Which conversation of it, from 0.")] = None,
     html: Annotated[str | None, typer.Option(metavar="FILE", help="Write a page.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Show two tokenisations of a text, aligned."""
+    """Show two tokenisations of a text or a conversation, aligned."""
     from tokenkit.verbs.align import AlignRun, compare_run
     from tokenkit.verbs.positional import load_positional
 
-    run = load_positional(AlignRun, ("teacher", "student", "text"), words or [], {"mode": mode, "html": html})
+    names = ("teacher", "student", "text") if messages is None else ("teacher", "student")
+    options = {"mode": mode, "html": html, "messages": messages, "row": row}
+    run = load_positional(AlignRun, names, words or [], options)
     if not _shown(run, dry_run):
         from tokenkit.align.show import show
 

@@ -35,11 +35,11 @@ def view(model_folder):
 @torch.no_grad()
 def slow_nats(view, tokenizer, text, context, stride):
     """One forward pass per token, in the window that scores it."""
-    ids = [tokenizer.start_id, *tokenizer.encode(text).ids.tolist()]
+    ids = [tokenizer.start_id(), *tokenizer.encode(text).ids.tolist()]
     nats = 0.0
     for start, end, first in context_windows(len(ids), context, stride):
         for position in range(first, end):
-            given_ids = torch.tensor([[tokenizer.start_id, *ids[start + 1 : position]]])
+            given_ids = torch.tensor([[tokenizer.start_id(), *ids[start + 1 : position]]])
             logits = view.model(input_ids=given_ids, use_cache=False).logits[0, -1]
             nats -= logits.log_softmax(-1)[ids[position]].item()
     return nats

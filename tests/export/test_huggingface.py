@@ -62,7 +62,7 @@ def test_an_exported_folder_answers_exactly_and_starts_texts_as_we_do(tokenizer:
     assert (figures["equal_tensors"], figures["texts"]) == (len(model.state_dict()), 3)
     assert figures["logit_difference"] <= 1e-5
     stock = AutoTokenizer.from_pretrained(folder)
-    ids = [tokenizer.start_id, *tokenizer.encode("hello").ids.tolist()]
+    ids = [tokenizer.start_id(), *tokenizer.encode("hello").ids.tolist()]
     assert stock("hello")["input_ids"] == ids
     assert stock(["hello", "hello"])["input_ids"] == [ids, ids]
     assert stock.decode(ids, skip_special_tokens=True) == "hello"
@@ -200,4 +200,4 @@ def test_real_tokenizers_export(shared: Path, tmp_path: Path, name: str) -> None
     model = tiny(tokenizer)
     folder = export_huggingface(model, tokenizer, tmp_path / "out")
     stock = AutoTokenizer.from_pretrained(folder)
-    assert stock("Hello there")["input_ids"] == [tokenizer.start_id, *tokenizer.encode("Hello there").ids.tolist()]
+    assert stock("Hello there")["input_ids"] == [tokenizer.start_id(), *tokenizer.encode("Hello there").ids.tolist()]

@@ -19,7 +19,7 @@ def model() -> LlamaForCausalLM:
 
 
 def slow_greedy(model: LlamaForCausalLM, prompt: str, tokens: int) -> bytes:
-    ids = [BYTES.start_id, *prompt.encode()]
+    ids = [BYTES.start_id(), *prompt.encode()]
     found = []
     for _ in range(tokens):
         with torch.no_grad():

@@ -1,5 +1,6 @@
 """sentencepiece models: the ids of sentencepiece itself, on models trained here and on the published ones."""
 
+import functools
 import gzip
 import io
 import itertools
@@ -176,6 +177,7 @@ def published(folder: Path) -> HFTokenizer:
     return HFTokenizer(json.loads(raw), json.loads((folder / "tokenizer_config.json").read_bytes()), folder.name)
 
 
+@functools.cache
 def corpus(shared: Path) -> list[str]:
     """Over 100,000 distinct strings in 380 languages, code and English, white space as it is."""
     texts: list[str] = []
@@ -217,6 +219,24 @@ def test_published_models_on_some_texts(name, shared):
     assert [text for text in from_json if not text.startswith(" ")] == []
 
 
+@functools.cache
+def unigram_backend(path: Path) -> tokenizers.Tokenizer:
+    definition, _ = read_format(path)
+    return tokenizers.Tokenizer.from_str(json.dumps(definition | {"added_tokens": []}))
+
+
+def is_known_difference(folder: Path, text: str) -> bool:
+    """Whether the library drops what follows a match of the charsmap inside a grapheme cluster, or two scores tie."""
+    model = str(folder / "spiece.model")
+    backend = unigram_backend(folder / "spiece.model")
+    wanted = sentencepiece.SentencePieceNormalizer(model_file=model).normalize(text).replace(" ", "▁").strip("▁")
+    if wanted != backend.normalizer.normalize_str(text).strip("▁"):
+        return True
+    processor = sentencepiece.SentencePieceProcessor(model_file=model)
+    ours, theirs = backend.encode(text, add_special_tokens=False).ids, processor.encode(text)
+    return score(processor, ours) == pytest.approx(score(processor, theirs), abs=1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", FILES)
@@ -225,9 +245,11 @@ def test_published_models_on_100_000_strings(name, shared):
     assert len(texts) >= 100_000
     from_library, from_json = compare(shared / "data/tokenizers" / name, FILES[name], texts)
     print(f"{name}: {len(texts)} strings, differing {len(from_library)} (sentencepiece), {len(from_json)} (its JSON)")
-    if name == "t5_small":  # the library drops what follows a match of the charsmap inside a grapheme cluster
-        assert 0 < len(from_library) < len(texts) // 50
-        assert from_json == []
+    if name == "t5_small":
+        folder = shared / "data/tokenizers" / name
+        assert 0 < len(from_library) < len(texts) // 200
+        assert all(is_known_difference(folder, text) for text in from_library)
+        assert len(from_json) <= 2  # ties, where we are with sentencepiece
         return
     assert from_library == []
     # Metaspace gives no dummy space to a text that begins with a space, sentencepiece does

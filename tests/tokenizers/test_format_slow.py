@@ -80,6 +80,8 @@ def test_published_word_pieces(shared, tmp_path):
     assert config == {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"} | {
         "mask_token": "[MASK]"
     }
+    with pytest.raises(UserError, match="says itself how text is split"):
+        read_format(tmp_path, "gpt2")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False, "strip_accents": False}))
     cased, _ = read_format(tmp_path / "vocab.txt")
     assert (cased["normalizer"]["lowercase"], cased["normalizer"]["strip_accents"]) == (False, False)

@@ -140,7 +140,7 @@ def test_missing_role_token_is_named(bpe):
 def test_no_bos_and_no_eos(bpe):
     tokenizer = HFTokenizer(bpe.definition, {}, "x")
     with pytest.raises(UserError, match="neither bos nor eos"):
-        assert tokenizer.start_id
+        assert tokenizer.start_id()
 
 
 def test_a_single_special_token_ends_texts_where_no_config_speaks(bpe):

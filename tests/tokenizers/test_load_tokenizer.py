@@ -10,8 +10,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoTokenizer
 
 from tokenkit.config import UserError
-from tokenkit.tokenizers import load
 from tokenkit.tokenizers.bytelevel import ByteTokenizer
+from tokenkit.tokenizers.formats import definition
 from tokenkit.tokenizers.hf import HFTokenizer
 from tokenkit.tokenizers.load import load_tokenizer
 
@@ -68,7 +68,7 @@ def test_role_tokens_from_the_special_tokens_map(bpe, tmp_path):
     (tmp_path / "tokenizer_config.json").unlink()
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|endoftext|>"}}))
     loaded = load_tokenizer(str(tmp_path))
-    assert (loaded.bos_id, loaded.eos_id, loaded.start_id) == (None, bpe.eos_id, bpe.eos_id)
+    assert (loaded.bos_id, loaded.eos_id, loaded.start_id()) == (None, bpe.eos_id, bpe.eos_id)
 
 
 MISTAKES = {
@@ -84,7 +84,7 @@ MISTAKES = {
     "a list": ({"tokenizer.json": "[]"}, "not a working tokenizer.json: no model"),
     "no vocabulary": ({"tokenizer.json": '{"model": {"type": "BPE"}}'}, "no model with a vocab"),
     "unreadable model": (
-        {"tokenizer.json": '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": 3}}'},
+        {"tokenizer.json": '{"added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": 3}}'},
         "not a working tokenizer.json: merges is 3",
     ),
 }
@@ -114,9 +114,9 @@ def test_a_pattern_for_a_tokenizer_that_has_one(bpe, tmp_path):
 
 
 def test_a_small_file_that_unpacks_to_gigabytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(load, "MAX_FILE_BYTES", 10_000)
+    monkeypatch.setattr(definition, "MAX_FILE_BYTES", 10_000)
     (tmp_path / "tokenizer.json.xz").write_bytes(lzma.compress(b" " * 20_000))
-    with pytest.raises(UserError, match="more than 10,000 bytes"):
+    with pytest.raises(UserError, match="unpacks to over 10,000 bytes"):
         load_tokenizer(str(tmp_path))
 
 

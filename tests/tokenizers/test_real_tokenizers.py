@@ -67,6 +67,23 @@ def test_golden_ids_of_lossy_tokenizers(shared, name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", [*LOSSY, "gpt_neox_20b", "phi3_mini"])
+def test_random_texts_of_changing_tokenizers(shared, checker, name):
+    check = checker.Checker(load(str(shared / "data/tokenizers" / name)))
+    check.check([*checker.EDGES, *checker.random_texts(3000, 2)])
+    found = check.found
+    assert found.wrong == 0, found.failures
+    assert found.ids == found.tiled == found.strings - found.refused.total()
+
+
+def test_a_deleted_first_character_is_refused(shared):
+    tokenizer = load(str(shared / "data/tokenizers/t5_small"))  # behind it, the library's offsets are too low by one
+    for text in ("\x19the\u0301", "\x01U \u4e2d"):
+        with pytest.raises(UserError, match=r"character 0, .* belongs to no token"):
+            tokenizer.encode_batch(["fine", text])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["llama2", "mistral_v1", "phi3_mini", "gemma3", "roberta_base", "focus_de_bpe_50k", "qwen2"]
 )

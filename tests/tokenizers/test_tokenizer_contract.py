@@ -94,7 +94,7 @@ def test_batch_equals_one_by_one(tokenizer):
 
 def test_special_frames_with_bos_in_its_own_segment(tokenizer):
     framed, plain = tokenizer.encode("the cat", special=True), tokenizer.encode("the cat")
-    assert framed.ids[0] == tokenizer.bos_id == tokenizer.start_id
+    assert framed.ids[0] == tokenizer.bos_id == tokenizer.start_id()
     assert np.array_equal(framed.ids[1:], plain.ids)
     assert framed.special.tolist() == [True] + [False] * len(plain)
     assert (framed.starts[0], framed.ends[0]) == (0, 0)

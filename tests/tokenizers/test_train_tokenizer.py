@@ -70,7 +70,7 @@ def test_roles(kind):
     own = train_tokenizer(CORPUS, kind, 360, {"eos": "<end>"})
     assert own.bos_id is None
     assert own.pad_id is None
-    assert own.special_tokens["<end>"] == own.eos_id == own.start_id
+    assert own.special_tokens["<end>"] == own.eos_id == own.start_id()
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])

@@ -36,7 +36,7 @@ def logits(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
 def test_the_same_tokenizer_gives_identical_logits(tokenizers: dict[str, Tokenizer], name: str, tied: bool) -> None:
     one = tokenizers[name]
     model = tiny(one.vocab_size + 5, tie_word_embeddings=tied)
-    ids = [one.start_id, *one.encode("the cat\n東京").ids.tolist()]
+    ids = [one.start_id(), *one.encode("the cat\n東京").ids.tolist()]
     before = logits(model, ids)[:, : one.vocab_size]
     report = transfer_model(model, one, one)
     assert torch.equal(logits(model, ids), before)

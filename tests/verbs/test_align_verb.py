@@ -157,3 +157,22 @@ def test_the_page_of_an_empty_text_and_of_tokens_in_no_chunk(tmp_path):
 def test_reading_a_text_that_is_not_there():
     with pytest.raises(UserError, match="@FILE"):
         read_text("@/no/such/file")
+
+
+def test_conversations_are_shown_in_both_families(tokenkit, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    messages = [{"role": "user", "content": "hé"}, {"role": "assistant", "content": "ok <|im_end|>"}]
+    path.write_text(json.dumps({"messages": messages}) + "\n", "utf-8")
+    code, out, _ = tokenkit("align", "byte:target=Qwen2", "byte:target=Gemma2", "--messages", path, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["text"] == "héok <|im_end|>"
+    texts = [chunk["text"] for chunk in found["chunks"]]
+    assert [text for text in texts if text] == [*"h", *"ok <|im_end|>"]  # é is two bytes: no text on its own
+    for side, literal in (("a", "<|im_end|>"), ("b", "<end_of_turn>")):
+        ends = [token for token in found[side]["tokens"] if token["text"] == literal]
+        assert [token["special"] for token in ends] == [True, True]
+        assert all(token["chunk"] >= 0 for token in ends)
+    one_line(tokenkit("align", "byte", "byte", "--messages", path, "--row", 1), "row 1 of 1 conversations")
+    one_line(tokenkit("align", "byte", "byte", "text", "--messages", path), "3 words for 2 names")
+    one_line(tokenkit("align", "byte", "byte", "text=a", "--messages", path), "not both")

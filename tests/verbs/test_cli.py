@@ -157,7 +157,7 @@ def test_a_tokenizer_that_changes_the_text(tokenkit, distil, tmp_path):
     lower.normalizer = normalizers.Lowercase()
     lower.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     lower.save(str(folder / "tokenizer.json"))
-    one_line(tokenkit("distill", *words(distil, target_tokenizer=folder)), "changes ordinary text")
+    one_line(tokenkit("distill", *words(distil, target_tokenizer=folder)), "lower-cases letters")
 
 
 def test_a_foreign_output_folder_is_left_alone(tokenkit, distil, tmp_path):

@@ -1,6 +1,7 @@
 """How often every token of a vocabulary occurs in a corpus, and the smoothed probabilities that follow."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -19,6 +20,18 @@ def count_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> Int64[ndarray, "
         for encoding in tokenizer.encode_batch(list(texts[start : start + BATCH_TEXTS])):
             counts += np.bincount(encoding.ids, minlength=len(counts))
     return counts
+
+
+@dataclass(frozen=True)
+class CountBatches:
+    """The work of counting with two tokenizers: `run` counts a batch of texts. Can be pickled, for other processes."""
+
+    teacher: Tokenizer
+    student: Tokenizer
+
+    def run(self, task: list[str]) -> dict[str, ndarray]:
+        """`teacher` and `student`: occurrences of every id."""
+        return {"teacher": count_tokens(self.teacher, task), "student": count_tokens(self.student, task)}
 
 
 def unigram_probabilities(counts: Int64[ndarray, "V"], smoothing: float = SMOOTHING) -> Float64[ndarray, "V"]:

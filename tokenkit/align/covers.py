@@ -167,7 +167,9 @@ class MergeCovers:
 
     def of(self, token: int) -> Cover:
         """The cover of one token."""
-        spelled, overhangs, tokens = self.spelled[token], [], []
+        spelled = self.spelled[token]
+        whole = np.zeros(0, np.int32)
+        overhangs, tokens = [whole], [whole]
         for place in range(len(spelled)):
             tail = spelled[place:]
             low, high = self.words.beginning(tail)
@@ -175,13 +177,14 @@ class MergeCovers:
             if low == high or (place and last < 0):
                 continue
             kept = self._may_follow(last, low, high)
-            found = self.words.overhangs(low, high, len(tail))[kept]
-            if self.whole_words and overhangs:  # what makes a whole word with s is that word
-                new = ~np.isin(found, overhangs[0]) if place else np.ones(len(found), np.bool_)
-                found, kept = found[new], np.flatnonzero(kept)[new]
-            overhangs.append(found)
+            found = self.words.overhangs(low, high, len(tail))
+            if place == 0:
+                whole = found
+            elif self.whole_words:  # what makes a whole word with s is that word and nothing else
+                kept &= ~np.isin(found, whole)
+            overhangs.append(found[kept])
             tokens.append(self.words.ids[low:high][kept])
-        return _cover(overhangs, tokens)
+        return Cover(np.concatenate(overhangs), np.concatenate(tokens))
 
     def _may_follow(self, last: int, low: int, high: int) -> Bool[ndarray, "N"]:
         kept = np.ones(high - low, np.bool_)
@@ -202,12 +205,6 @@ class MergeCovers:
 def _within(places: Int32[ndarray, "R"], low: int, high: int) -> Int32[ndarray, "N"]:
     first, last = np.searchsorted(places, [low, high])
     return places[first:last] - low
-
-
-def _cover(overhangs: list[ndarray], tokens: list[ndarray]) -> Cover:
-    if not overhangs:
-        return Cover(np.zeros(0, np.int32), np.zeros(0, np.int32))
-    return Cover(np.concatenate(overhangs), np.concatenate(tokens))
 
 
 class ModelCovers:

@@ -10,6 +10,9 @@ from rich.text import Text
 from tokenkit.align.modes import ModeName, chunk_mode
 from tokenkit.align.spans import align
 from tokenkit.tokenizers.base import Encoding, Tokenizer
+from tokenkit.tokenizers.chat import encode_chat
+from tokenkit.tokenizers.conversation import Message, parts_of
+from tokenkit.tokenizers.template import Tools
 
 COLOURS = ("on dark_blue", "on dark_green", "on purple4", "on dark_red", "on grey30")
 ALONE = "black on bright_yellow"  # tokens in no chunk
@@ -105,7 +108,21 @@ def compare(
     text: str, a: Tokenizer, b: Tokenizer, *, special: bool = False, mode: ModeName = "unconstrained"
 ) -> Comparison:
     """Both tokenisations of a text, aligned; with `special`, begun as each begins a document."""
-    encodings = a.encode(text, special=special), b.encode(text, special=special)
+    return compare_encodings(text, a, b, (a.encode(text, special=special), b.encode(text, special=special)), mode)
+
+
+def compare_chats(
+    messages: list[Message], tools: Tools, a: Tokenizer, b: Tokenizer, *, mode: ModeName = "unconstrained"
+) -> Comparison:
+    """A conversation as both families write it, aligned; its text is what people and models wrote, joined."""
+    encodings = (encode_chat(a, messages, tools=tools).encoding, encode_chat(b, messages, tools=tools).encoding)
+    return compare_encodings("".join(part.text for part in parts_of(messages)), a, b, encodings, mode)
+
+
+def compare_encodings(
+    text: str, a: Tokenizer, b: Tokenizer, encodings: tuple[Encoding, Encoding], mode: ModeName = "unconstrained"
+) -> Comparison:
+    """Two tokenisations of a text, aligned."""
     raw = text.encode()
     alignment = chunk_mode(mode, a, b)(*encodings, align(*encodings))
     tokens_a = _tokens(encodings[0], raw, a, alignment.chunk_a.tolist())
@@ -175,7 +192,7 @@ def _tokens(encoding: Encoding, raw: bytes, tokenizer: Tokenizer, chunks: list[i
     return tuple(
         Token(
             index,
-            literals.get(index) if special else _text(raw[start:end]),
+            (literals.get(index) or _text(tokenizer.token_bytes[index])) if special else _text(raw[start:end]),
             tokenizer.token_bytes[index].hex(),
             start,
             end,

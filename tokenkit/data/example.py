@@ -103,7 +103,7 @@ def make_examples(
 
 
 def _encoded(rows: Sequence[Row], tokenizer: Tokenizer, reading: Reading) -> list[ChatEncoding]:
-    start, end = tokenizer.start_id, tokenizer.eos_id
+    start, end = tokenizer.start_id(), tokenizer.eos_id
     windows = [row for row in rows if isinstance(row, Window)]
     plain = iter(tokenizer.encode_batch([window.text for window in windows]))
     found = []

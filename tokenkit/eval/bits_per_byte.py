@@ -72,11 +72,11 @@ def bits_per_byte(
     rows: list[tuple[list[int], int]] = []
     num_tokens = 0
     for encoding in tokenizer.encode_batch(documents):
-        ids = [tokenizer.start_id, *encoding.ids.tolist()]
+        ids = [tokenizer.start_id(), *encoding.ids.tolist()]
         num_tokens += len(ids) - 1
         # every window begins with the start token, as every training row does: some models lean on it
         windows = context_windows(len(ids), context_tokens, stride)
-        rows += [([tokenizer.start_id, *ids[s + 1 : e]], first - s) for s, e, first in windows]
+        rows += [([tokenizer.start_id(), *ids[s + 1 : e]], first - s) for s, e, first in windows]
     rows.sort(key=lambda row: len(row[0]))
     nats = sum(_score(view, batch) for batch in _batches(rows, batch_tokens))
     num_bytes = sum(len(document.encode()) for document in documents)

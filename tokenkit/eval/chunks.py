@@ -27,8 +27,8 @@ def score_chunks(
     text: str, teacher: ModelView, teacher_tokenizer: Tokenizer, student: ModelView, student_tokenizer: Tokenizer
 ) -> list[ScoredChunk]:
     """Every chunk of a text that fits both models' context."""
-    ours = framed(student_tokenizer.encode(text), student_tokenizer.start_id)
-    theirs = framed(teacher_tokenizer.encode(text), teacher_tokenizer.start_id)
+    ours = framed(student_tokenizer.encode(text), student_tokenizer.start_id())
+    theirs = framed(teacher_tokenizer.encode(text), teacher_tokenizer.start_id())
     student_logp, teacher_logp = _logp(student, ours), _logp(teacher, theirs)
     data = text.encode()
     chunks = []

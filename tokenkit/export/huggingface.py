@@ -37,7 +37,7 @@ def export_huggingface(
 ) -> Path:
     """The new folder, reloaded and compared before it takes its name. Adapters are merged into a copy.
 
-    A stock `tokenizer(text)` puts `tokenizer.start_id` first, as training did: where the tokenizer's own
+    A stock `tokenizer(text)` puts `tokenizer.start_id()` first, as training did: where the tokenizer's own
     post-processor adds nothing, the exported one is given a template that does.
     """
     rows = len(input_matrix(model))
@@ -94,7 +94,7 @@ def _stops(generation: GenerationConfig, tokenizer: Tokenizer) -> int | list[int
 
 
 def _add_start(folder: Path, tokenizer: Tokenizer) -> None:
-    start = tokenizer.start_id
+    start = tokenizer.start_id()
     with quiet():
         stock: Any = AutoTokenizer.from_pretrained(folder)
     if stock("a")["input_ids"][:1] == [start]:

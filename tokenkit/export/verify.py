@@ -68,7 +68,7 @@ def _compare_ids(folder: Path, tokenizer: Tokenizer, texts: list[str]) -> list[l
         stock: Any = AutoTokenizer.from_pretrained(folder)
     rows = []
     for text in texts:
-        expected = [tokenizer.start_id, *tokenizer.encode(text).ids.tolist()]
+        expected = [tokenizer.start_id(), *tokenizer.encode(text).ids.tolist()]
         found = stock(text)["input_ids"]
         if found[: len(expected)] != expected or stock(text, add_special_tokens=False)["input_ids"] != expected[1:]:
             raise ExportError(f"{folder.name}: {text!r} becomes {found} after reloading, where {expected} is expected")

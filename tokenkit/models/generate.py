@@ -28,7 +28,7 @@ def generate(
     """
     if not prompts:
         return []
-    start = tokenizer.start_id
+    start = tokenizer.start_id()
     texts = iter(tokenizer.encode_batch([prompt for prompt in prompts if isinstance(prompt, str)]))
     rows = [torch.tensor([start, *next(texts).ids.tolist()] if isinstance(p, str) else p) for p in prompts]
     device = input_matrix(model).device

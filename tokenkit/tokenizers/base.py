@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
@@ -75,6 +75,12 @@ class Tokenizer(Protocol):
     bos_id: int | None
     eos_id: int | None
     pad_id: int | None
+    config: dict[str, Any]  # tokenizer_config.json, parsed
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """tokenizer.json, parsed."""
+        ...
 
     @property
     def chat_template(self) -> str | None:
@@ -93,7 +99,6 @@ class Tokenizer(Protocol):
         """sha256 over everything that decides ids; equal fingerprints give equal ids."""
         ...
 
-    @property
     def start_id(self) -> int:
         """The id that begins every document: bos, else eos. UserError where the tokenizer has neither."""
         ...

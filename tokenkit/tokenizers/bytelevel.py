@@ -75,10 +75,9 @@ class ByteTokenizer:
         """That of the tokenizer.json that `save` writes."""
         return self._twin.fingerprint
 
-    @property
     def start_id(self) -> int:
         """The id that begins every document: bos, else eos."""
-        return self._twin.start_id
+        return self._twin.start_id()
 
     def encode(self, text: str, *, special: bool = False) -> Encoding:
         """One id and one span of width 1 per byte; with `special`, begun by bos where there is one."""

@@ -11,17 +11,17 @@ TOLERATED = frozenset({NFC, NFKC, LACKS_BYTES, LACKS_CHARACTERS})  # ordinary te
 # What an ordinary text may hold; a tokenizer that cannot spell one of these changes every corpus.
 LETTERS, ACCENTS = "Hello World, it's 12:30!", "Crème brûlée à Noël"
 WHITE_SPACE = ("two  spaces   and\ttab", "line\n\nother line\r\n", "end ")
-NEVER_FIRST = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})  # bytes that UTF-8 does not use
+UNUSED_BYTES = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})  # by UTF-8
 
 
 def find_changes(definition: Definition, table: list[bytes], spell: Callable[[str], bytes | None]) -> tuple[str, ...]:
     """The changes; `spell` gives what the tokens of a text spell, None where one of them is the unknown token."""
     found = [words for words, probe in PROBES.items() if probe(spell)]
-    if found == [] or set(found) <= TOLERATED:
+    if TOLERATED.issuperset(found):
         found += [words for text in (LETTERS, ACCENTS, *WHITE_SPACE) if (words := _otherwise(text, spell))][:1]
     if is_byte_level(definition):
         single = {spelled[0] for spelled in table if len(spelled) == 1}
-        lacks = LACKS_BYTES if len(single | NEVER_FIRST) < 256 else ""
+        lacks = LACKS_BYTES if len(single | UNUSED_BYTES) < 256 else ""
     else:
         lacks = "" if definition["model"].get("byte_fallback") else LACKS_CHARACTERS
     return (*found, lacks) if lacks else tuple(found)

@@ -17,8 +17,7 @@ from jaxtyping import Bool, Int32, Int64
 from numpy import ndarray
 
 from tokenkit.tokenizers.base import Encoding, Tokenizer
-from tokenkit.tokenizers.conversation import Message, Part, as_messages, parts_of, values_of
-from tokenkit.tokenizers.hf import HFTokenizer
+from tokenkit.tokenizers.conversation import Message, Part, as_messages, parts_of
 from tokenkit.tokenizers.infer import infer_roles
 from tokenkit.tokenizers.offsets import byte_positions, code_points
 from tokenkit.tokenizers.roles import Roles, family_roles
@@ -119,9 +118,7 @@ class _Places:
         for parts in by_message:
             self._extra.append(self._take(HEADER_PLACES))
             for part in parts:
-                self._parts[part.message, part.kind, part.call, -1] = self._take(PART_PLACES)
-                for item in range(len(values_of(part)) if part.kind == "arguments" else 0):
-                    self._parts[part.message, "value", part.call, item] = self._take(PART_PLACES)
+                self._parts[part.message, part.kind, part.call, part.item] = self._take(PART_PLACES)
             self._close.append(self._take(2))
         self._extra.append(self._take(HEADER_PLACES))
         assistants = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
@@ -155,7 +152,9 @@ class _Places:
 
     def _text(self, stretch: Written, part: Part) -> Piece:
         place = self._opens(part) + 1 + stretch.variant
-        return Piece(stretch.text, place, part.start + stretch.skipped, False, part.message in self._trained)
+        # What a family puts in other words (escaped, spaced) has no bytes of the part: it is compared as a whole.
+        template = stretch.variant > 0
+        return Piece(stretch.text, place, part.start + stretch.skipped, template, part.message in self._trained)
 
     def _template(self, text: str, before: Part | None, after: Part | None) -> list[Piece]:
         """Template text between two parts, cut into end of turn, what stands between turns, and header."""
@@ -285,9 +284,8 @@ def _template_runs(pieces: Sequence[Piece]) -> Iterator[str | int]:
 def _special_pattern(tokenizer: Tokenizer) -> tuple[re.Pattern[str], dict[str, tuple[int, bool, bool]]]:
     """What finds special tokens, the longest first, and per literal its id and which white space it swallows."""
     literals = {literal: (index, False, False) for literal, index in tokenizer.special_tokens.items() if literal}
-    if isinstance(tokenizer, HFTokenizer):
-        for token in tokenizer.definition.get("added_tokens") or []:
-            if token["content"] in literals:
-                literals[token["content"]] = (token["id"], token["lstrip"], token["rstrip"])
+    for token in tokenizer.definition.get("added_tokens") or []:
+        if token["content"] in literals:
+            literals[token["content"]] = (token["id"], token["lstrip"], token["rstrip"])
     ordered = sorted(literals, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, ordered)) or r"(?!)"), literals

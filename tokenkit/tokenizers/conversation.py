@@ -35,20 +35,14 @@ def as_messages(messages: object) -> list[Message]:
 
 
 def parts_of(messages: list[Message]) -> list[Part]:
-    """Every part of canonical messages, in order."""
+    """Every part of canonical messages, in order; arguments of calls as a whole, then value by value."""
     found: list[Part] = []
     start = 0
     for index, message in enumerate(messages):
-        for kind, call, text in _texts(message):
-            found.append(Part(index, kind, call, text, start))
+        for kind, call, item, text in _texts(message):
+            found.append(Part(index, kind, call, text, start, item))
             start += len(text.encode())
     return found
-
-
-def values_of(arguments: Part) -> list[tuple[str, str]]:
-    """The arguments of a call one by one: name, and value as text."""
-    found = json.loads(arguments.text).items()
-    return [(name, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for name, v in found]
 
 
 def with_parts(messages: list[Message], texts: Mapping[tuple[int, PartKind, int], Any]) -> list[Message]:
@@ -122,16 +116,19 @@ def _spoken_call(function: Message) -> str:
     return f'<tool_call>\n{{"name": "{function["name"]}", "arguments": {written}}}\n</tool_call>'
 
 
-def _texts(message: Message) -> Iterator[tuple[PartKind, int, str]]:
+def _texts(message: Message) -> Iterator[tuple[PartKind, int, int, str]]:
     cut = _reasoning(message)
     if "reasoning_content" in message:
-        yield "reasoning", -1, message["reasoning_content"]
+        yield "reasoning", -1, -1, message["reasoning_content"]
     elif cut is not None:
-        yield "reasoning", -1, cut[1]
-    yield "content", -1, message["content"] if cut is None else cut[3]
+        yield "reasoning", -1, -1, cut[1]
+    yield "content", -1, -1, message["content"] if cut is None else cut[3]
     for number, call in enumerate(message.get("tool_calls", [])):
-        yield "name", number, call["function"]["name"]
-        yield "arguments", number, json.dumps(call["function"]["arguments"], ensure_ascii=False)
+        yield "name", number, -1, call["function"]["name"]
+        arguments = call["function"]["arguments"]
+        yield "arguments", number, -1, json.dumps(arguments, ensure_ascii=False)
+        for item, value in enumerate(arguments.values()):
+            yield "value", number, item, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _call(call: Message, texts: Mapping[tuple[int, PartKind, int], Any], index: int, number: int) -> Message:

@@ -68,7 +68,6 @@ class HFTokenizer:
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    @property
     def start_id(self) -> int:
         """The id that begins every document: bos, else eos."""
         for index in (self.bos_id, self.eos_id):

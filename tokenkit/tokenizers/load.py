@@ -1,7 +1,5 @@
 """One factory: a folder, a tokenizer file, a hub id or `byte`, changed as its spec says, becomes a Tokenizer."""
 
-import json
-import lzma
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +7,7 @@ from tokenkit.config import UserError
 from tokenkit.tokenizers.bytelevel import ROLE_TOKENS, SPECIALS, ByteTokenizer, byte_definition, is_bytes
 from tokenkit.tokenizers.formats import read_format
 from tokenkit.tokenizers.formats.check import check_definition
-from tokenkit.tokenizers.formats.definition import MAX_FILE_BYTES
+from tokenkit.tokenizers.formats.definition import read_json
 from tokenkit.tokenizers.hf import HFTokenizer
 from tokenkit.tokenizers.pieces import Definition
 from tokenkit.tokenizers.spec import BYTE, TokenizerSpec
@@ -42,7 +40,7 @@ def _find(spec: TokenizerSpec, revision: str | None) -> Found:
         path = _download(spec.name, revision)
     found = _tokenizer_json(path)
     if found is None:
-        found = read_format(path, spec.pattern)
+        found = _with_config(read_format(path, spec.pattern), path)
     elif spec.pattern is not None:
         raise UserError(f"tokenizer {spec.name!r}: a tokenizer.json says how it splits text; leave pattern out")
     if found is None and path.is_file():
@@ -50,6 +48,12 @@ def _find(spec: TokenizerSpec, revision: str | None) -> Found:
     if found is None:
         raise UserError(f"tokenizer {spec.name!r}: no tokenizer.json in this folder; write the folder that holds one")
     return found
+
+
+def _with_config(found: Found | None, path: Path) -> Found | None:
+    """What a vocabulary file says, and over it what a tokenizer_config.json or template beside it says."""
+    beside = None if found is None else _read_config(path if path.is_dir() else path.parent)
+    return found if found is None or beside is None else (found[0], {**(found[1] or {}), **beside})
 
 
 def _tokenizer_json(path: Path) -> Found | None:
@@ -62,19 +66,8 @@ def _tokenizer_json(path: Path) -> Found | None:
     return None if file is None else (_read_definition(file), _read_config(path))
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        with lzma.open(path) if path.suffix == ".xz" else path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)  # a small file may unpack to any size
-        if len(raw) > MAX_FILE_BYTES:
-            raise UserError(f"{path}: more than {MAX_FILE_BYTES:,} bytes, which no tokenizer has; write its own file")
-        return json.loads(raw)
-    except (lzma.LZMAError, EOFError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON
-        raise UserError(f"{path}: not a JSON file ({str(error).splitlines()[0]}); write a tokenizer.json") from None
-
-
 def _read_definition(path: Path) -> Definition:
-    definition = _read_json(path)
+    definition = read_json(path)
     check_definition(definition, str(path))
     return definition
 
@@ -85,7 +78,7 @@ def _read_config(folder: Path) -> dict[str, Any] | None:
     found = False
     for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the latter is newer and wins
         if (folder / name).is_file():
-            values = _read_json(folder / name)
+            values = read_json(folder / name)
             if not isinstance(values, dict):
                 raise UserError(f"{folder / name}: holds a {type(values).__name__}; write one JSON object")
             config |= {key: value for key, value in values.items() if value is not None}

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from tokenkit.config import UserError
 from tokenkit.tokenizers.base import Tokenizer
-from tokenkit.tokenizers.hf import HFTokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +152,7 @@ KIND_KEY = "tokenkit_kind"  # in tokenizer_config.json: the family whose special
 
 def kind_of(tokenizer: Tokenizer) -> str | None:
     """The family of a tokenizer without chat template: as noted in its folder, else the first whose specials it has."""
-    noted = tokenizer.config.get(KIND_KEY) if isinstance(tokenizer, HFTokenizer) else None
+    noted = tokenizer.config.get(KIND_KEY)
     if noted is not None:
         return noted
     fitting = (kind for kind, roles in KINDS.items() if set(roles.specials) <= set(tokenizer.special_tokens))

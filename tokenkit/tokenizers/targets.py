@@ -62,12 +62,13 @@ def declare_family(definition: Definition, config: Config, kind: str) -> dict[st
 
 
 def with_family(definition: Definition, config: Config, kind: str) -> tuple[Definition, dict[str, Any]]:
-    """The same tokenizer with the special tokens and roles of a family; its own chat template is gone."""
+    """The same tokenizer with the special tokens, roles and turns of a family; its own chat template is gone."""
     roles = kind_roles(kind)
     for literal in roles.specials:
         definition = _with_token(definition, literal, special=True)
     kept = {key: value for key, value in (config or {}).items() if key not in REPLACED}
-    return {**definition, "post_processor": None}, kept | _role_tokens(roles) | {KIND_KEY: kind}
+    turns = {"chat_template": roles.jinja()} if roles.user else {}  # for whoever loads the folder elsewhere
+    return {**definition, "post_processor": None}, kept | turns | _role_tokens(roles) | {KIND_KEY: kind}
 
 
 def with_tokens(definition: Definition, tokens: tuple[str, ...]) -> Definition:

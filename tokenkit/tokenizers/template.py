@@ -8,7 +8,7 @@ import functools
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from tokenkit.config import UserError
@@ -19,7 +19,6 @@ from tokenkit.tokenizers.conversation import (
     merged_system,
     parts_of,
     spoken_tools,
-    values_of,
     with_parts,
 )
 
@@ -94,29 +93,23 @@ def _located(
     template: Template, messages: list[Message], adapt: Any, tools: Tools, style: str, prompt: bool
 ) -> list[Written] | None:
     actual = template.render(adapt(_with_arguments(messages, style)), tools, prompt=prompt)
-    parts: list[Part] = []
+    parts = parts_of(messages)
     marks: dict[Any, Any] = {}
-
-    def marked(part: Part) -> str:
-        parts.append(part)
-        return f"\ue000{len(parts) - 1}\ue001"
-
-    for part in parts_of(messages):
-        where = part.message, part.kind, part.call
-        if part.kind == "arguments" and style == "values":
-            marks[where] = {
-                key: marked(replace(part, kind="value", text=value, item=item))
-                for item, (key, value) in enumerate(values_of(part))
-            }
-        elif part.kind == "arguments":
-            mark = marked(part)
-            marks[where] = {mark: mark} if style == "mapping" else mark
+    for number, part in enumerate(parts):
+        mark, where = f"\ue000{number}\ue001", (part.message, part.kind, part.call)
+        if part.kind == "arguments":
+            marks[where] = {"mapping": {mark: mark}, "text": mark, "values": {}}[style]
+        elif part.kind == "value":
+            if style == "values":
+                names = messages[part.message]["tool_calls"][part.call]["function"]["arguments"]
+                marks[part.message, "arguments", part.call][[*names][part.item]] = mark
         elif part.text.strip():  # white space alone may be trimmed together with template text beside it
-            marks[where] = marked(part)
+            marks[where] = mark
     pattern = template.render(adapt(with_parts(messages, marks)), tools, prompt=prompt)
     cut = MARK.split(MARKED_MAPPING.sub("\ue000\\1\ue001", pattern))
     literals, numbers = cut[0::2], [int(number) for number in cut[1::2]]
-    needed = {number for number, part in enumerate(parts) if part.kind not in ("reasoning", "value")}
+    calls = {"values": "value"}.get(style, "arguments")
+    needed = {n for n, part in enumerate(parts) if part.kind in ("content", "name", calls) and part.text.strip()}
     return None if needed - {*numbers} else _matched(literals, [parts[number] for number in numbers], actual)
 
 

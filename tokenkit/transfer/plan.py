@@ -185,7 +185,7 @@ def _as_text(spelling: bytes) -> str | None:
 def _role_sources(source: Tokenizer, target: Tokenizer, vocab: int, side: Side) -> dict[int, int]:
     """The source id for each target token with a role. Of two roles, input takes bos first and head takes eos first."""
     bos, eos, pad = (i if i is not None and i < vocab else None for i in (source.bos_id, source.eos_id, source.pad_id))
-    # A target without bos begins texts with eos (`Tokenizer.start_id`), so that token plays both roles.
+    # A target without bos begins texts with eos (`Tokenizer.start_id()`), so that token plays both roles.
     begin = target.eos_id if target.bos_id is None else target.bos_id
     ranked = [(begin, (bos, eos)), (target.eos_id, (eos, bos))]
     ranked = [*(ranked if side == "input" else reversed(ranked)), (target.pad_id, (pad, eos, bos))]

@@ -4,8 +4,12 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from tokenkit.align.show import Comparison, compare
+from pydantic import Field, model_validator
+
+from tokenkit.align.show import Comparison, compare, compare_chats
 from tokenkit.config import Config, UserError
+from tokenkit.data.messages import read_dialogues
+from tokenkit.data.source import SourceConfig
 from tokenkit.report.pair import write_pair_page
 from tokenkit.tokenizers.load import load_tokenizer
 
@@ -16,8 +20,12 @@ class AlignRun(Config):
     teacher: str
     """A folder, a tokenizer.json, a hub id, or `byte`."""
     student: str
-    text: str
+    text: str | None = None
     """The text, or `@FILE`, or `-` for standard input; `@@` begins a text with an at sign."""
+    messages: str | None = None
+    """Instead of a text: a .jsonl file of conversations, each side written by its own chat template."""
+    row: int = Field(0, ge=0)
+    """Which conversation of the file, from 0."""
     mode: Literal["unconstrained", "space"] = "unconstrained"
     """Every chunk, or chunks that end where both sides go on with a space."""
     special: bool = False
@@ -25,11 +33,24 @@ class AlignRun(Config):
     html: Path | None = None
     """Write a page here."""
 
+    @model_validator(mode="after")
+    def _one_text(self) -> "AlignRun":
+        if (self.text is None) == (self.messages is None):
+            raise UserError("align: give a text, or --messages FILE, and not both")
+        return self
+
 
 def compare_run(run: AlignRun) -> Comparison:
     """Both tokenisations of the run's text, aligned; the page, if one is asked for, is written."""
     teacher, student = load_tokenizer(run.teacher), load_tokenizer(run.student)
-    found = compare(read_text(run.text), teacher, student, special=run.special, mode=run.mode)
+    if run.messages is not None:
+        dialogues = read_dialogues(SourceConfig(path=run.messages))
+        if run.row >= len(dialogues):
+            raise UserError(f"{run.messages}: row {run.row} of {len(dialogues)} conversations; count from 0")
+        one = dialogues[run.row]
+        found = compare_chats(one.messages, one.tools, teacher, student, mode=run.mode)
+    else:
+        found = compare(read_text(run.text or ""), teacher, student, special=run.special, mode=run.mode)
     if run.html is not None:
         write_pair_page(found, run.html)
     return found

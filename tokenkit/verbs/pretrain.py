@@ -143,7 +143,7 @@ def _model(fields: dict[str, Any], config_train: TrainConfig, tokenizer: Tokeniz
     fields = dict(fields)
     if "model_type" not in fields:
         raise UserError("model.model_type: missing; write model.model_type=llama")
-    ids = {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    ids = {"bos_token_id": tokenizer.start_id(), "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     try:
         config = AutoConfig.for_model(fields.pop("model_type"), vocab_size=tokenizer.vocab_size, **ids, **fields)
     except ValueError as error:

@@ -1,12 +1,10 @@
 """`tokenkit tokenizer-info`: two tokenizers counted on a text, what they share, and their tokenisation bias."""
 
-import functools
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.numpy import save
 
 from tokenkit.align.bias import PairBias, save_bias, save_bias_npz, write_whole
-from tokenkit.align.counts import SMOOTHING, count_tokens
+from tokenkit.align.counts import SMOOTHING, CountBatches
 from tokenkit.align.covers import Model
 from tokenkit.align.pair_bias import BiasBlocks, bias_blocks
 from tokenkit.align.parts import run_parts
 from tokenkit.config import Config, UserError, resolved
 from tokenkit.data.source import SourceConfig, describe, read_documents
-from tokenkit.tokenizers.base import Tokenizer
+from tokenkit.tokenizers.base import Tokenizer, utf8
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.train.folder import RunFolder, write_json
 from tokenkit.version import __version__
@@ -53,23 +51,6 @@ class TokenizerInfoRun(Config):
     """Processes; the result does not depend on them."""
 
 
-@dataclass
-class Counting:
-    """The work of counting: batches of texts become counts per id. Loads its tokenizers where it is run."""
-
-    teacher_spec: str
-    student_spec: str
-
-    @functools.cached_property
-    def _tokenizers(self) -> tuple[Tokenizer, Tokenizer]:
-        return load_tokenizer(self.teacher_spec), load_tokenizer(self.student_spec)
-
-    def run(self, task: list[str]) -> dict[str, Int64[ndarray, "V"]]:
-        """Counts of both tokenizers on a batch of texts."""
-        teacher, student = (count_tokens(tokenizer, task) for tokenizer in self._tokenizers)
-        return {"teacher": teacher, "student": student}
-
-
 def tokenizer_info(run: TokenizerInfoRun, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Writes the output folder and returns what info.json holds."""
     teacher, student = load_tokenizer(run.teacher), load_tokenizer(run.student)
@@ -85,7 +66,7 @@ def tokenizer_info(run: TokenizerInfoRun, *, resume: bool = False, quiet: bool =
     parts = run.output / "parts"
     with _progress(quiet) as stage:
         batches = list(_batches(documents))
-        counting = Counting(run.teacher, run.student)
+        counting = CountBatches(teacher, student)
         found = run_parts(parts, "counts", counting, batches, run.workers, stage("counting", len(batches)))
         counts = {side: np.sum([part[side] for part in found], axis=0) for side in ("teacher", "student")}
         write_whole(run.output / "counts.safetensors", lambda path: path.write_bytes(save(counts)))
@@ -97,13 +78,11 @@ def tokenizer_info(run: TokenizerInfoRun, *, resume: bool = False, quiet: bool =
     if run.npz:
         save_bias_npz(run.output, bias)
     shared = set(teacher.token_bytes) & set(student.token_bytes) - {b""}
-    sides = {
-        "teacher": _side(run.teacher, teacher, counts["teacher"], shared),
-        "student": _side(run.student, student, counts["student"], shared),
-    }
-    for side in sides.values():
-        side["tokens_per_byte"] = side["tokens"] / corpus["bytes"]
     summary = _bias_summary(bias, work.pairs.blank)
+    sides = {
+        "teacher": _side(run.teacher, teacher, counts["teacher"], shared, corpus["bytes"]),
+        "student": _side(run.student, student, counts["student"], shared, corpus["bytes"]),
+    }
     info = {**sides, "corpus": corpus, "shared_spellings": len(shared), "smoothing": run.smoothing, "pairs": summary}
     write_json(run.output / "info.json", info)
     return info
@@ -112,7 +91,7 @@ def tokenizer_info(run: TokenizerInfoRun, *, resume: bool = False, quiet: bool =
 def _corpus(source: SourceConfig, documents: list[str]) -> dict[str, Any]:
     digest, num_bytes = hashlib.sha256(), 0
     for text in documents:
-        raw = text.encode()
+        raw = utf8(text, describe(source))
         digest.update(len(raw).to_bytes(8, "little") + raw)
         num_bytes += len(raw)
     return {"text": describe(source), "documents": len(documents), "bytes": num_bytes, "sha256": digest.hexdigest()}
@@ -151,7 +130,9 @@ def _joined(work: BiasBlocks, results: list[dict[str, ndarray]]) -> PairBias:
     return PairBias(pairs.teacher_ids, pairs.student_ids, columns[0], columns[1], shape)
 
 
-def _side(spec: str, tokenizer: Tokenizer, counts: Int64[ndarray, "V"], shared: set[bytes]) -> dict[str, Any]:
+def _side(
+    spec: str, tokenizer: Tokenizer, counts: Int64[ndarray, "V"], shared: set[bytes], num_bytes: int
+) -> dict[str, Any]:
     spelled = {word for word in tokenizer.token_bytes if word}
     common = np.array([word in shared for word in tokenizer.token_bytes], np.bool_)
     return {
@@ -161,6 +142,7 @@ def _side(spec: str, tokenizer: Tokenizer, counts: Int64[ndarray, "V"], shared: 
         "special": len(tokenizer.special_ids),
         "distinct_spellings": len(spelled),
         "tokens": int(counts.sum()),
+        "tokens_per_byte": int(counts.sum()) / num_bytes,
         "ids_seen": int((counts > 0).sum()),
         "shared_of_vocabulary": len(shared) / len(spelled),
         "shared_of_tokens": int(counts[common].sum()) / int(counts.sum()),

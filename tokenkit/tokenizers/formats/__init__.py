@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tokenkit.config import UserError
-from tokenkit.tokenizers.formats.definition import Parsed, parse_json, read_bytes
+from tokenkit.tokenizers.formats.definition import Parsed, parse_json, read_bytes, refuse_pattern
 from tokenkit.tokenizers.formats.gguf import MAGIC
 from tokenkit.tokenizers.formats.llama_cpp import read_gguf
 from tokenkit.tokenizers.formats.sentencepiece import is_sentencepiece, read_sentencepiece
@@ -46,10 +46,12 @@ def read_format(path: Path, pattern: str | None = None) -> Parsed | None:
     if is_tiktoken(head):
         return read_tiktoken(read_bytes(path), name, pattern)
     if path.name == "vocab.txt":
+        refuse_pattern(pattern, name)
         return read_words(path)
     if path.name in MERGES.values() and not head.lstrip().startswith(b"{"):
         return _beside(path, pattern)
     if is_sentencepiece(head):
+        refuse_pattern(pattern, name)
         return read_sentencepiece(read_bytes(path), name)
     if head.lstrip().startswith(b"{") and path.suffix != ".xz":
         return _read_json_format(path, pattern)

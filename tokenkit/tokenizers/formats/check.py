@@ -30,7 +30,7 @@ def _fault(definition: Any) -> str | None:
     if not isinstance(definition, dict) or not isinstance(definition.get("model"), dict):
         return "no model"
     model = definition["model"]
-    vocabulary, added = model.get("vocab"), definition.get("added_tokens")
+    vocabulary, added = model.get("vocab"), definition.get("added_tokens", [])
     if not isinstance(vocabulary, dict | list):
         return "no model with a vocab"
     if not isinstance(added, list):
@@ -81,7 +81,7 @@ def _model_fault(model: Definition, pieces: dict[str, int]) -> str | None:
     unknown, token = model.get("unk_id"), model.get("unk_token")
     if unknown is not None and not (_is_index(unknown) and unknown < len(pieces)):
         return f"unk_id is {_short(unknown)} of {len(pieces)} entries"
-    if model.get("type") == "Unigram" and unknown is None and not model.get("byte_fallback"):
+    if unknown is None and isinstance(model["vocab"], list):  # the library asks for it even where bytes spell all
         return "a Unigram model without unk_id"
     if model.get("type") == "WordPiece" and token not in pieces:
         return f"unk_token is {_short(token)}, which the vocab does not hold"
@@ -100,7 +100,9 @@ def _merges_fault(model: Definition, pieces: dict[str, int]) -> str | None:
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
             return f"{_short(merge)} is not a merge of two pieces"
         left, right = pair
-        for piece in (left, right, left + right.removeprefix(prefix) if prefix else left + right):
+        if not right.startswith(prefix):  # the library cuts it off unseen
+            return f"the second piece of the merge {_short(merge)} does not begin with {_short(prefix)}"
+        for piece in (left, right, left + right[len(prefix) :]):
             if piece not in pieces:
                 return f"the merge {_short(merge)} needs {_short(piece)}, which the vocab does not hold"
     return None

@@ -53,6 +53,12 @@ def parse_json(raw: bytes, path: Path) -> Any:
         raise UserError(f"{path}: not a JSON file ({str(error).splitlines()[0]}); write a whole one") from None
 
 
+def refuse_pattern(pattern: str | None, name: str) -> None:
+    """UserError where a pattern was given for a file that says how text is split."""
+    if pattern is not None:
+        raise UserError(f"{name}: says itself how text is split; leave pattern={pattern!r} out")
+
+
 def added_token(index: int, content: str, *, special: bool = True) -> Definition:
     """An entry of `added_tokens` that is matched as it stands."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}

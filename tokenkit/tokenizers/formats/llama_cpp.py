@@ -11,6 +11,7 @@ from tokenkit.tokenizers.formats.definition import (
     begin_template,
     bpe_model,
     byte_level,
+    refuse_pattern,
 )
 from tokenkit.tokenizers.formats.gguf import read_metadata
 from tokenkit.tokenizers.formats.pieces import BYTE, CONTROL, UNIGRAM, UNKNOWN, USER_DEFINED, Pieces, pieces_definition
@@ -91,10 +92,9 @@ def read_gguf(path: Path, name: str, pattern: str | None = None) -> Parsed:
     vocabulary = _Vocabulary(metadata, name)
     if vocabulary.model == "gpt2":
         definition, config = _gpt2(vocabulary, pattern)
-    elif vocabulary.model in ("llama", "t5"):
-        definition, config = _pieces(vocabulary)
-    elif vocabulary.model == "bert":
-        definition, config = _bert(vocabulary)
+    elif vocabulary.model in ("llama", "t5", "bert"):
+        refuse_pattern(pattern, name)
+        definition, config = _bert(vocabulary) if vocabulary.model == "bert" else _pieces(vocabulary)
     else:
         raise UserError(f"{name}: tokenizer.ggml.model is {vocabulary.model!r}; {MODELS} can be read")
     template = metadata.get("tokenizer.chat_template")
