@@ -210,7 +210,7 @@ class Checker:
             return self.ours.encode(text)
         except UserError as error:
             character = text[int(re.search(r"character (\d+),", str(error))[1])]
-            reason = re.search(r"', (.*?);", str(error).replace('"', "'"))[1]
+            reason = re.search(r", ((belongs|leaves|is spelled|becomes) [^;]*);", str(error))[1]
             if "belongs" in reason:
                 reason += f" ({unicodedata.category(character)})"
             self.found.refused[reason] += 1

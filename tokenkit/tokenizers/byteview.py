@@ -16,6 +16,7 @@ from tokenkit.tokenizers.pieces import (
     BYTE_FALLBACK,
     Definition,
     model_type,
+    parts,
     space_mark,
     token_table,
     unknown_id,
@@ -31,6 +32,7 @@ class ByteView:
         self.token_bytes = token_table(definition, special_ids)
         self._lengths = np.fromiter(map(len, self.token_bytes), np.int64, len(self.token_bytes))
         self._mark, self._unknown_id = space_mark(definition), unknown_id(definition)
+        self._has_charsmap = any(part["type"] == "Precompiled" for part in parts(definition.get("normalizer")))
         self._suffix = definition["model"].get("end_of_word_suffix") or ""
         added = {token["id"] for token in definition.get("added_tokens") or []}
         # Between these the library treats the text piece by piece; unknown tokens spell nothing of it.
@@ -88,7 +90,7 @@ class ByteView:
             if text and not count:
                 raise self._refusal(text, 0, "leaves the text without any token")
             # Behind a character that a charsmap deletes at the beginning, the library's offsets are too low.
-            if text and not text[0].isprintable() and not self._normalise(text[0]):
+            if self._has_charsmap and text and not text[0].isprintable() and not self._normalise(text[0]):
                 raise self._refusal(text, 0, "belongs to no token")
         joined, offsets = Texts(texts), _offsets(found)
         offsets += np.repeat(joined.begins[:-1], counts)[:, None]
