@@ -218,7 +218,8 @@ def real(shared, pair):
     return tuple(load_tokenizer(name if name == "byte" else str(shared / "data/tokenizers" / name)) for name in pair)
 
 
-@pytest.mark.parametrize("pair", [*REAL, *(pytest.param(pair, marks=pytest.mark.slow) for pair in LARGE)], ids="-".join)
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", [*REAL, *LARGE], ids="-".join)
 def test_real_pairs(shared, pair):
     found = diagnose(*real(shared, pair), **NAMES)
     wanted = {**REAL, **LARGE}[pair]

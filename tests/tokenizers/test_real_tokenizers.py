@@ -33,6 +33,7 @@ CHANGED = {
 LOSSY = [name for name, words in CHANGED.items() if "drops white space" in words]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGED)
 def test_changes_are_named(shared, name):
     tokenizer = load(str(shared / "data/tokenizers" / name))
