@@ -1,16 +1,13 @@
 """`tokenkit align` as a newcomer types it: two tokenizers and a text, beside a run file and key=value."""
 
-import io
 import json
 import re
-import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenkit.align.show import compare
-from tokenkit.cli import main
 from tokenkit.config import UserError
 from tokenkit.report.pair import write_pair_page
 from tokenkit.tokenizers.bytelevel import ByteTokenizer
@@ -18,24 +15,6 @@ from tokenkit.verbs.align import AlignRun, read_text
 from tokenkit.verbs.positional import load_positional
 
 NAMES = ("teacher", "student", "text")
-
-
-@pytest.fixture
-def tokenkit(monkeypatch, capsys):
-    """Runs a command line in this process: exit code, standard output, standard error."""
-
-    def run(*words, stdin=b""):
-        monkeypatch.setattr(sys, "argv", ["tokenkit", *map(str, words)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        code = 0
-        try:
-            main()
-        except SystemExit as left:
-            code = left.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def one_line(result, *parts):

@@ -11,29 +11,11 @@ import pytest
 import yaml
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from tokenkit.cli import main
 from tokenkit.config import load
 from tokenkit.verbs import RUNS, run_schema
 
 ROOT = Path(__file__).parents[2]
 RUN_FILES = sorted((ROOT / "runs").rglob("*.yaml"))
-
-
-@pytest.fixture
-def tokenkit(monkeypatch, capsys):
-    """Runs a command line in this process: exit code, standard output, standard error."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["tokenkit", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as left:
-            code = left.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

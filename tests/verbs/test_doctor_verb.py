@@ -1,35 +1,16 @@
 """`tokenkit doctor`: what it reads of a model, of a corpus and of the command line."""
 
 import json
-import sys
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tokenkit.cli import main
 from tokenkit.config import UserError
 from tokenkit.losses import LOSSES
 from tokenkit.transfer import INITIALIZERS
 from tokenkit.verbs.doctor import DoctorRun, doctor, read_model_facts
-
-
-@pytest.fixture
-def tokenkit(monkeypatch, capsys):
-    """Runs a command line in this process: exit code, standard output, standard error."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["tokenkit", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as left:
-            code = left.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def one_line(result, *parts):

@@ -1,32 +1,12 @@
 """`tokenkit mined-mapping`: what it writes can be read again for this pair only, and mistakes are one line."""
 
-import sys
-
 import numpy as np
 import pytest
 import yaml
 
 from tokenkit.align.vocabulary import load_mined
-from tokenkit.cli import main
 from tokenkit.tokenizers.bytelevel import ByteTokenizer
 from tokenkit.tokenizers.load import load_tokenizer
-
-
-@pytest.fixture
-def tokenkit(monkeypatch, capsys):
-    """Runs `tokenkit mined-mapping` in this process: exit code, standard output, standard error."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["tokenkit", "mined-mapping", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as left:
-            code = left.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.mark.parametrize("kind", ["mined", "exact", "prefix"])
