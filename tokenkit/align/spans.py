@@ -147,7 +147,10 @@ def _ranges(side: Encoding, last: Int64[ndarray, "K"]) -> Int64[ndarray, "K 2"]:
 
 def _chunk_per_token(ranges: Int64[ndarray, "K 2"], num_tokens: int) -> Int32[ndarray, "T"]:
     """The chunk of every token: the ranges and the gaps before, between and after them, each repeated to its length."""
+    number, lengths = np.arange(len(ranges), dtype=np.int32), ranges[:, 1] - ranges[:, 0]
+    if lengths.sum() == num_tokens:  # no gaps
+        return np.repeat(number, lengths)
     borders = np.concatenate([[0], ranges.ravel(), [num_tokens]])
     value = np.full(len(borders) - 1, -1, np.int32)
-    value[1::2] = np.arange(len(ranges), dtype=np.int32)
+    value[1::2] = number
     return np.repeat(value, borders[1:] - borders[:-1])

@@ -6,25 +6,29 @@ import re
 from tokenkit.config import UserError
 from tokenkit.tokenizers.conversation import Message
 from tokenkit.tokenizers.roles import Roles
-from tokenkit.tokenizers.template import MARK, Template
+from tokenkit.tokenizers.template import MARK, Refused, Template
 
 UNIT = re.compile(r"<[^<>\n]*>|\[[^\[\]\n]*\]")  # what looks like a special token is never cut
 
 
-def _marked(*roles: str) -> list[Message]:
-    return [{"role": role, "content": f"\ue000{index}\ue001"} for index, role in enumerate(roles)]
+def _between(template: Template, *roles: str, prompt: bool = False) -> list[str]:
+    """What stands before, between and after the contents of messages of these roles."""
+    messages: list[Message] = [{"role": role, "content": f"\ue000{i}\ue001"} for i, role in enumerate(roles)]
+    cut = MARK.split(template.render(messages, prompt=prompt))
+    if cut[1::2] != [str(i) for i in range(len(roles))]:
+        raise Refused("it leaves turns out or moves them")
+    return cut[::2]
 
 
 @functools.lru_cache(maxsize=64)
 def infer_roles(template: Template, name: str) -> Roles:
     """Headers, names and ends of turns, as they stand between the contents of probe conversations."""
     try:
-        _, ask, answer, _, end = MARK.split(template.render(_marked("user", "assistant", "user", "assistant")))[::2]
-        tail = MARK.split(template.render(_marked("user", "assistant", "user")))[-1]
-        prompted = MARK.split(template.render(_marked("user", "assistant", "user"), prompt=True))[-1]
-    except Exception as error:  # a template may raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{name}: the chat template cannot write user and assistant turns ({reason})") from None
+        first, ask, answer, _, end = _between(template, "user", "assistant", "user", "assistant")
+        tail = _between(template, "user", "assistant", "user")[-1]
+        prompted = _between(template, "user", "assistant", "user", prompt=True)[-1]
+    except Refused as error:
+        raise UserError(f"{name}: the chat template cannot write user and assistant turns ({error})") from None
     tokens = dict(template.tokens)
     eot = _common_start(answer, end)
     user_header = answer[len(eot) :]
@@ -36,7 +40,6 @@ def infer_roles(template: Template, name: str) -> Roles:
     user = user_header[len(start) : len(user_header) - len(end_header)]
     assistant = assistant_header[len(start) : len(assistant_header) - len(end_header)] if assistant_header else ""
     bos = tokens.get("bos_token", "")
-    first = MARK.split(template.render(_marked("user", "assistant")))[0]
     return Roles(
         specials=tuple(dict.fromkeys(unit for unit in UNIT.findall(first + ask + answer + end))),
         bos=bos if first.startswith(bos) else "",
@@ -55,11 +58,10 @@ def infer_roles(template: Template, name: str) -> Roles:
 def _system_name(template: Template, bos: str, start: str, end_header: str) -> str:
     """The name in the header of a system turn; "" where the family has none."""
     try:
-        marks = MARK.split(template.render(_marked("system", "user")))
-    except Exception:  # a refused system turn is an answer
+        before = _between(template, "system", "user")[0].removeprefix(bos)
+    except Refused:  # an answer, too
         return ""
-    before = marks[0].removeprefix(bos)
-    if marks[1::2] != ["0", "1"] or not before.startswith(start) or not end_header:
+    if not before.startswith(start) or not end_header:
         return ""
     name, found, _ = before[len(start) :].partition(end_header)
     return name if found else ""

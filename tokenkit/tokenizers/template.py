@@ -28,6 +28,10 @@ MARK = re.compile("\ue000(\\d+)\ue001")
 MARKED_MAPPING = re.compile(r"""\{\s*["']?\ue000(\d+)\ue001["']?\s*:\s*["']?\ue000\1\ue001["']?\s*\}""")
 
 
+class Refused(Exception):
+    """A template does not write a conversation, for the reason that is the message."""
+
+
 @dataclass(frozen=True, slots=True)
 class Template:
     """A Jinja chat template, the names of special tokens that it reads, and the options that it is run with."""
@@ -37,12 +41,18 @@ class Template:
     options: tuple[tuple[str, Any], ...] = ()
 
     def render(self, messages: list[Message], tools: Tools = None, *, prompt: bool = False) -> str:
-        """The conversation as the family writes it; with `prompt`, up to where the assistant begins to answer."""
+        """The conversation as the family writes it; with `prompt`, up to where the assistant begins to answer.
+
+        Refused where the template does not write it.
+        """
         from transformers.utils.chat_template_utils import render_jinja_template
 
         variables: dict[str, Any] = {**dict(self.tokens), **dict(self.options), "tools": tools}
         variables |= {"chat_template": self.source, "add_generation_prompt": prompt}
-        found, _ = render_jinja_template([messages], **variables)
+        try:
+            found, _ = render_jinja_template([messages], **variables)
+        except Exception as error:  # a template is a program: it may raise anything
+            raise Refused((str(error).splitlines() or [type(error).__name__])[0]) from None
         return found[0]
 
 
@@ -71,8 +81,8 @@ def write(template: Template, name: str, messages: list[Message], tools: Tools, 
         for style in STYLES if any("tool_calls" in message for message in messages) else STYLES[:1]:
             try:
                 found = _located(template, messages, adapted, adapted_tools, style, prompt)
-            except Exception as error:  # a template may raise anything: TemplateError, TypeError, UndefinedError ...
-                reason = reason or (str(error).splitlines() or [type(error).__name__])[0]
+            except Refused as error:
+                reason = reason or str(error)
                 continue
             if found is not None:
                 return found
