@@ -2,7 +2,7 @@
 
 Prints a Markdown table of medians over interleaved repeats in one run. Needs the shared data folder; for TRL's rows
 `pip install trl`, for the JAX toolkit's a checkout of bminixhofer/tokenkit.
-Usage: python benchmarks/alignment_throughput.py [--repeats 7] [--kilobytes 600] [--upstream CHECKOUT]
+Usage: python benchmarks/alignment_throughput.py [--repeats 7] [--kilobytes 600] [--upstream CHECKOUT] [--memory]
 """
 
 import os
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import PIPE
@@ -113,13 +114,32 @@ class Upstream:
         return float(seconds), int(chunks)
 
 
+def print_memory() -> None:
+    """Peak bytes per token that aligning one document takes, for a document of 1 MB and one of 10 MB."""
+    student, teacher = (load_tokenizer(str(SHARED / "data/tokenizers" / name)) for name in ("gpt2", "llama3"))
+    text = "\n".join(read_texts(2000))
+    print("| document | tokens of both | peak bytes / token |\n| --- | ---: | ---: |")
+    for megabytes in (1, 10):
+        document = (text * (1 + megabytes * 1_000_000 // len(text)))[: megabytes * 1_000_000]
+        a, b = student.encode(document), teacher.encode(document)
+        tracemalloc.start()
+        align(a, b)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        print(f"| {megabytes} MB | {len(a) + len(b):,} | {peak / (len(a) + len(b)):.1f} |")
+
+
 def main() -> None:
     """Times every job `--repeats` times in turn and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--kilobytes", type=int, default=600)
     parser.add_argument("--upstream", type=Path, help="a checkout of bminixhofer/tokenkit")
+    parser.add_argument("--memory", action="store_true", help="memory per token instead of time")
     arguments = parser.parse_args()
+    if arguments.memory:
+        print_memory()
+        return
     texts = read_texts(arguments.kilobytes)
     timed = jobs(texts)
     seconds: dict[str, list[float]] = {name: [] for name in timed}

@@ -76,11 +76,7 @@ class Tokenizer(Protocol):
     eos_id: int | None
     pad_id: int | None
     config: dict[str, Any]  # tokenizer_config.json, parsed
-
-    @property
-    def definition(self) -> dict[str, Any]:
-        """tokenizer.json, parsed."""
-        ...
+    added_tokens: list[dict[str, Any]]  # those of tokenizer.json, with their flags
 
     @property
     def chat_template(self) -> str | None:

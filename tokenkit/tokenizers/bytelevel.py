@@ -51,7 +51,7 @@ class ByteTokenizer:
         """`definition` and `config` are those of 256 bytes with other special tokens, as `convert` gives them."""
         self.name = name
         self._twin = HFTokenizer(definition or byte_definition(), dict(ROLE_TOKENS) if config is None else config, name)
-        self.config = self._twin.config
+        self.config, self.added_tokens = self._twin.config, self._twin.added_tokens
         self.bos_id, self.eos_id, self.pad_id = self._twin.bos_id, self._twin.eos_id, self._twin.pad_id
         self.special_ids = self._twin.special_ids
         self.special_tokens = self._twin.special_tokens

@@ -284,7 +284,7 @@ def _template_runs(pieces: Sequence[Piece]) -> Iterator[str | int]:
 def _special_pattern(tokenizer: Tokenizer) -> tuple[re.Pattern[str], dict[str, tuple[int, bool, bool]]]:
     """What finds special tokens, the longest first, and per literal its id and which white space it swallows."""
     literals = {literal: (index, False, False) for literal, index in tokenizer.special_tokens.items() if literal}
-    for token in tokenizer.definition.get("added_tokens") or []:
+    for token in tokenizer.added_tokens:
         if token["content"] in literals:
             literals[token["content"]] = (token["id"], token["lstrip"], token["rstrip"])
     ordered = sorted(literals, key=len, reverse=True)

@@ -33,7 +33,8 @@ class HFTokenizer:
             model_type(definition)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
-        added = definition.get("added_tokens") or []
+        self.added_tokens: list[dict[str, Any]] = definition.get("added_tokens") or []
+        added = self.added_tokens
         ids = model_vocabulary(definition) | {token["content"]: token["id"] for token in added}
         self.bos_id, self.eos_id, self.pad_id = (self._role_id(role, ids) for role in ROLES)
         if config is None and len(added) == 1 and added[0]["special"]:  # a bare tokenizer.json with one special token
