@@ -371,5 +371,8 @@ def test_longest_prefix_of_published_tokenizers(shared, declarations, tmp_path, 
 def test_prefix_space_of_published_tokenizers(shared, declarations, tmp_path, name):
     folder = shared / "data/tokenizers" / name
     plain, made = load_tokenizer(str(folder)), load_tokenizer(f"{folder}:conversion=manual_add_prefix_space")
-    assert ids_of(made, declarations) == ids_of(plain, [" " + text.removeprefix(" ") for text in declarations])
+    added = {token["id"] for token in plain.added_tokens}
+    texts = [text for text in declarations if plain.encode(text).ids[0] not in added]  # those get no space
+    assert len(texts) > 300
+    assert ids_of(made, texts) == ids_of(plain, [" " + text.removeprefix(" ") for text in texts])
     assert_survives(made, tmp_path, declarations[:50])
