@@ -111,3 +111,23 @@ def test_bad_rows_are_one_line_with_their_place(tmp_path, line, said):
         read_training_rows(DataConfig(source=SourceConfig(path=str(path)), format="chat"))
     assert "line 1" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_stands_before_a_marker_is_read_and_not_learnt(bpe, unigram):
+    prompt, answer = "the cat sat on a mat ###: ", "green fish and ###: then ran home"
+    documents = [prompt + answer, "no marker at all", "x" * 50 + "###: y"]
+    learnt = ["", "", ""]
+    for window in cut(documents, 30, "###: "):
+        learnt[window.document] += window.text[window.learnt_from :]
+    assert learnt == ["then ran home", "no marker at all", "y"]
+    (example, *_) = make_examples(cut(documents, 1000, "###: "), bpe, unigram)
+    batch = collate([example], [0]).tensors
+    for side, tokenizer in (("student", bpe), ("teacher", unigram)):
+        labels = [i for i in batch[f"{side}_labels"][0].tolist() if i >= 0]
+        spelled = b"".join(tokenizer.token_bytes[i] for i in labels).decode()
+        assert "then ran home".endswith(spelled.strip())
+        assert len(spelled) >= len("ran home")
+        assert labels[-1] == tokenizer.eos_id
+    assert example.num_chunks == len(set(batch["student_chunk"][0].tolist()) - {-1})
+    chunked = batch["student_chunk"][0] >= 0
+    assert not (chunked & ~batch["student_label_mask"][0]).any()

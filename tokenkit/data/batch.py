@@ -33,6 +33,8 @@ class DataConfig(Config):
     """Bytes of text in one row; a byte-level student needs about as many positions. Of conversations: tokens."""
     format: Literal["text", "chat"] = "text"
     """`chat`: each row of the source holds messages (under `source.field`, by default `messages`)."""
+    learn_after: str | None = None
+    """Of text: what stands up to the last occurrence of this marker is read and not learnt (`"### Response:\\n"`)."""
     train_on: TrainOn = "assistant"
     """Of conversations: what the student learns to write."""
     template_options: dict[str, Any] = {}
@@ -91,7 +93,7 @@ def _side(name: str, sides: list[Side], num_chunks: int) -> dict[str, Tensor]:
 def read_training_rows(data: DataConfig) -> list[Window] | list[Dialogue]:
     """The rows of the training text: windows of documents, or conversations."""
     if data.format == "text":
-        return cut(read_documents(data.source), data.window_bytes)
+        return cut(read_documents(data.source), data.window_bytes, data.learn_after)
     column = data.source.field if "field" in data.source.model_fields_set else "messages"
     return read_dialogues(data.source, column)
 

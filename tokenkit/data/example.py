@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Int64
 from numpy import ndarray
 
 from tokenkit.align.modes import Mode
-from tokenkit.align.spans import align, keep_chunks, trained_chunks, truncate
+from tokenkit.align.spans import align, keep_chunks, mask_tokens, trained_chunks, truncate
 from tokenkit.data.messages import Dialogue
-from tokenkit.tokenizers.base import Encoding, Tokenizer, framed
+from tokenkit.tokenizers.base import TEXT_SEGMENT, Encoding, Tokenizer, framed
 from tokenkit.tokenizers.chat import ChatEncoding, TrainOn, encode_chat
 
 
@@ -23,6 +23,7 @@ class Window:
     start_byte: int
     text: str
     ends_document: bool
+    learnt_from: int = 0  # bytes at its beginning that are read and not learnt
 
 
 Row = Window | Dialogue
@@ -64,14 +65,22 @@ class Reading:
 PLAIN = Reading()
 
 
-def cut(documents: list[str], window_bytes: int) -> list[Window]:
-    """Windows of at most `window_bytes` bytes, whole characters, cut before white space where there is some."""
+def cut(documents: list[str], window_bytes: int, learn_after: str | None = None) -> list[Window]:
+    """Windows of at most `window_bytes` bytes, whole characters, cut before white space where there is some.
+
+    Of a document that holds `learn_after`, what stands up to its last occurrence is read and not learnt; windows with
+    nothing to learn are left out.
+    """
     windows = []
     for number, document in enumerate(documents):
         data, start = document.encode(), 0
+        marker = learn_after.encode() if learn_after else b""
+        begin = data.rfind(marker) + len(marker) if marker and marker in data else 0
         while start < len(data):
             end = _cut_point(data, start, window_bytes)
-            windows.append(Window(number, start, data[start:end].decode(), end == len(data)))
+            if end > begin:
+                text = data[start:end].decode()
+                windows.append(Window(number, start, text, end == len(data), max(0, begin - start)))
             start = end
     return windows
 
@@ -110,11 +119,17 @@ def _encoded(rows: Sequence[Row], tokenizer: Tokenizer, reading: Reading) -> lis
     for row in rows:
         if isinstance(row, Window):
             encoding = framed(next(plain), start, end if row.ends_document else None)
-            found.append(ChatEncoding(encoding, np.ones(len(encoding), np.bool_)))
+            found.append(ChatEncoding(encoding, mask_tokens(encoding, _learnt(row))))
         else:
             options = {"train_on": reading.train_on, "template_options": reading.template_options}
             found.append(encode_chat(tokenizer, row.messages, tools=row.tools, **options))
     return found
+
+
+def _learnt(window: Window) -> Int64[ndarray, "3 3"]:
+    """What is learnt of a window: the start token (which is never scored), the text from a byte on, and its end."""
+    text = (TEXT_SEGMENT, window.learnt_from, len(window.text.encode()))
+    return np.array([(TEXT_SEGMENT - 1, 0, 0), text, (TEXT_SEGMENT + 1, 0, 0)], np.int64)
 
 
 def _example(

@@ -31,10 +31,7 @@ def prompt_pieces(tokenizer: Tokenizer, prompt: str, mode: PromptMode, *, placeh
     if mode == "surround_instruct" and not placeholders:
         return render(tokenizer, [{"role": "user", "content": prompt}], prompt=True)
     if mode == "surround_instruct":
-        prompt = (
-            f"<|<bos>|><|<start_header>|><|<user_name>|><|<end_header>|>{prompt}<|<eot>|>"
-            "<|<start_header>|><|<assistant_name>|><|<end_header>|>"
-        )
+        prompt = neutral_prompt([{"role": "user", "content": prompt}], prompt=True)
     roles = roles_of(tokenizer)
     pieces = neutral_pieces(roles, prompt) if placeholders else [Piece(prompt, 1, template=False, trained=True)]
     if "no_force_bos" not in mode and roles.bos and not (pieces and pieces[0].text == roles.bos):

@@ -88,7 +88,7 @@ def pretrain(run: PretrainRun, *, resume: bool = False, quiet: bool = False) -> 
         tokenizer,
         precision=run.train.precision,
     )
-    windows = cut(documents, run.data.window_bytes)
+    windows = cut(documents, run.data.window_bytes, run.data.learn_after)
     batches = Batches(windows, tokenizer, None, batch_size=run.train.batch_size, seed=run.train.seed)
     measure = _measure(run, task.student, tokenizer, held_out)
     progress = train(task, batches, run.train, folder, measure, label="pretrain", quiet=quiet)
