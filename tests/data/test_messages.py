@@ -128,6 +128,6 @@ def test_what_stands_before_a_marker_is_read_and_not_learnt(bpe, unigram):
         assert "then ran home".endswith(spelled.strip())
         assert len(spelled) >= len("ran home")
         assert labels[-1] == tokenizer.eos_id
-    assert example.num_chunks == len(set(batch["student_chunk"][0].tolist()) - {-1})
+    assert example.num_chunks == 1 + len(set(batch["student_chunk"][0].tolist()) - {-1})  # the start token is given
     chunked = batch["student_chunk"][0] >= 0
     assert not (chunked & ~batch["student_label_mask"][0]).any()
