@@ -70,6 +70,16 @@ def distill(words: Words = None, dry_run: DryRun = False, resume: Resume = False
         _print({"model": str(run.output / "model"), "page": str(run.output / "report.html")})
 
 
+@app.command()
+def record(words: Words = None, dry_run: DryRun = False, resume: Resume = False, quiet: Quiet = False) -> None:
+    """Let a teacher read a corpus once, to teach students of any tokenizer from what is then on disk."""
+    from tokenkit.verbs.record import RecordRun, record
+
+    run = load(RecordRun, words or [])
+    if not _shown(run, dry_run):
+        _print(record(run, resume=resume, quiet=quiet))
+
+
 @app.command("eval")
 def evaluate(words: Words = None, dry_run: DryRun = False) -> None:
     """Bits per byte of a model on held-out text."""
@@ -161,6 +171,25 @@ def tokenizer_info(words: Words = None, dry_run: DryRun = False, resume: Resume 
         _print(tokenizer_info(run, resume=resume, quiet=quiet))
 
 
+@app.command("check-loss")
+def check_loss(
+    file: Annotated[str, typer.Argument(metavar="MY_LOSS.PY", help="A file with functions under @loss; it is run.")],
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="One loss of the file.")] = None,
+) -> None:
+    """Hold the losses of a file to what every loss is held to."""
+    from pathlib import Path
+
+    from tokenkit.verbs.check_loss import check_losses, failures, table
+
+    checks = check_losses(Path(file), name)
+    _print_rich(table(checks))
+    failed = failures(Path(file), checks)
+    for line in failed:
+        typer.echo(f"tokenkit: {line}", err=True)
+    if failed:
+        raise typer.Exit(2)
+
+
 @app.command()
 def generate(words: Words = None, dry_run: DryRun = False) -> None:
     """Let a model continue prompts."""
@@ -184,13 +213,19 @@ def report(words: Words = None, dry_run: DryRun = False) -> None:
 
 
 @app.command()
-def schema(verb: Annotated[str, typer.Argument(help="The verb whose run file is described.")]) -> None:
+def schema(
+    verb: Annotated[str, typer.Argument(help="The verb whose run file is described.")],
+    plugin: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="A file of own losses, to be described too; it is run.")
+    ] = None,
+) -> None:
     """Print the JSON schema of a verb's run file, for editors and for checking."""
     import json
 
     from tokenkit.verbs import run_schema
 
-    typer.echo(json.dumps(run_schema(verb).model_json_schema(), indent=2))
+    described = run_schema(verb).grown({"plugins": plugin or []})
+    typer.echo(json.dumps(described.model_json_schema(), indent=2))
 
 
 def _shown(run: Config, dry_run: bool) -> bool:

@@ -21,6 +21,11 @@ class Config(BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
 
+    @classmethod
+    def grown(cls, values: dict[str, Any]) -> Any:
+        """The schema that these values are read against: this one, with the keys of the plugins that they name."""
+        return cls
+
 
 Schema = TypeVar("Schema", bound=Config)
 
@@ -129,6 +134,7 @@ def load(schema: type[Schema], arguments: list[str]) -> Schema:
 
 def build(schema: type[Schema], values: dict[str, Any]) -> Schema:
     """The schema's object for plain values; UserError with one line for the first mistake."""
+    schema = schema.grown(values)
     try:
         return schema.model_validate(values)
     except ValidationError as error:

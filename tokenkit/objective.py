@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, create_model
+from pydantic import Field, create_model, model_validator
 from torch import Tensor
 
 from tokenkit.config import Config, UserError
-from tokenkit.losses import LOSSES, Loss
+from tokenkit.losses import LOSSES, Loss, Units
 from tokenkit.quantities import DATA_LEAVES, MODEL_LEAVES, leaves_of
+from tokenkit.schedule import Schedule
 
 
 class LossConfig(Config):
@@ -18,17 +19,59 @@ class LossConfig(Config):
 
     weight: float = Field(1.0, ge=0)
     """Factor of the loss's mean in the sum that is minimised."""
+    schedule: Schedule | None = None
+    """Course of that factor over the steps: `linear(0,1,1000)`, `constant(1)`, `cosine(1000)`, or its keys."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_schedule(cls, values: Any) -> Any:
+        schedule = values.get("schedule") if isinstance(values, dict) else None
+        if isinstance(schedule, str) and "(" in schedule and ")" not in schedule:  # a comma ends a word inside braces
+            raise ValueError("a schedule ends with `)` and inside {...} stands in quotes: schedule: 'linear(0,1,1000)'")
+        return values
 
 
 def _section(entry: Loss) -> type[LossConfig]:
+    for option in entry.options:
+        if option in LossConfig.model_fields:
+            raise UserError(f"{entry.name}: every loss has the key {option!r}; give the option another name")
+        if option.startswith("_") or option in dir(LossConfig):
+            raise UserError(f"{entry.name}: {option!r} cannot be a key of a run file; give the option another name")
     options: dict[str, Any] = {name: (p.annotation, p.default) for name, p in entry.options.items()}
-    return create_model(f"{entry.name}_options", __base__=LossConfig, __doc__=entry.paper, **options)
+    validators: dict[str, Any] = {}
+    if entry.presets:
+        options["preset"] = (Literal[tuple(entry.presets)] | None, None)  # pyrefly: ignore [invalid-literal]
+        validators["fill"] = model_validator(mode="before")(lambda values: _with_preset(entry, values))
+    return create_model(
+        f"{entry.name}_options", __base__=LossConfig, __doc__=entry.paper, __validators__=validators, **options
+    )
 
 
-_SECTIONS: dict[str, Any] = {name: (_section(entry) | None, None) for name, entry in LOSSES.items()}
-LossesConfig = create_model(
-    "LossesConfig", __base__=Config, __doc__="Losses by name; `alm: {temperature: 5}` or `clm: {}`.", **_SECTIONS
-)
+def _with_preset(entry: Loss, values: Any) -> Any:
+    """The keys of a section and, behind them, those of the preset that it names: a resolved run shows them all."""
+    preset = values.get("preset") if isinstance(values, dict) else None
+    return {**entry.presets[preset], **values} if isinstance(preset, str) and preset in entry.presets else values
+
+
+class LossesSection(Config):
+    """Losses by name; `alm: {temperature: 5}` or `clm: {}`."""
+
+    known: ClassVar[Mapping[str, Loss]] = {}
+
+
+def losses_config(own: Mapping[str, Loss]) -> type[LossesSection]:
+    """The schema of a `losses:` section: the losses of the package and a run's own."""
+    known = {**LOSSES, **own}
+    for name in own:
+        if name.startswith("_") or name in dir(LossesSection):
+            raise UserError(f"a loss called {name!r} cannot be a key of a run file; give it another name")
+    sections: dict[str, Any] = {name: (_section(entry) | None, None) for name, entry in known.items()}
+    schema = create_model("LossesConfig", __base__=LossesSection, __doc__=LossesSection.__doc__, **sections)
+    schema.known = known
+    return schema
+
+
+LossesConfig = losses_config({})
 
 
 @dataclass(frozen=True)
@@ -38,6 +81,17 @@ class Term:
     loss: Loss
     weight: float
     options: Mapping[str, Any]
+    schedule: Schedule | None = None
+
+    @property
+    def tensors(self) -> list[str]:
+        """The tensors that the values are computed from."""
+        return self.loss.named(self.loss.tensors, self.options)
+
+    @property
+    def unit_tensors(self) -> list[str]:
+        """The tensors that tell which units count."""
+        return self.loss.named(self.loss.unit_tensors, self.options)
 
 
 @dataclass(frozen=True)
@@ -47,27 +101,28 @@ class Objective:
     terms: tuple[Term, ...]
 
     @classmethod
-    def of(cls, section: Config) -> "Objective":
+    def of(cls, section: LossesSection) -> "Objective":
         """The objective of a `losses:` section."""
         terms = []
-        for name, entry in LOSSES.items():
+        for name, entry in section.known.items():
             options = section.__dict__[name]
             if options is not None:
                 values = options.model_dump()
-                terms.append(Term(entry, values.pop("weight"), values))
+                own = {name: values[name] for name in entry.options}
+                terms.append(Term(entry, values["weight"], own, options.schedule))
         if not terms:
-            raise UserError(f"losses: empty; name at least one of {', '.join(LOSSES)}, for example losses.alm={{}}")
+            names = ", ".join(section.known)
+            raise UserError(f"losses: empty; name at least one of {names}, for example losses.alm={{}}")
         return cls(tuple(terms))
 
     def needs(self, side: Literal["student", "teacher"]) -> set[str]:
         """The model leaves (without their side) that the losses are computed from."""
-        names = {n for term in self.terms for n in (*term.loss.tensors, *term.loss.unit_tensors)}
-        return _model_leaves(names, side)
+        return _model_leaves({n for term in self.terms for n in (*term.tensors, *term.unit_tensors)}, side)
 
     @property
     def counting_needs_teacher(self) -> bool:
         """Whether the number of units is known only after the teacher has read the text."""
-        return bool(_model_leaves({n for term in self.terms for n in term.loss.unit_tensors}, "teacher"))
+        return bool(_model_leaves({n for term in self.terms for n in term.unit_tensors}, "teacher"))
 
     def check_vocabularies(self, student_size: int, teacher_size: int, same_tokenizer: bool) -> None:
         """UserError where a loss wants one vocabulary and there are two."""
@@ -78,20 +133,27 @@ class Objective:
                     f"teacher's ({teacher_size:,} ids) are two; use a loss that works across tokenizers, such as alm"
                 )
 
-    def masks(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Which units of a microbatch count, by loss."""
+    def units(self, tensors: Mapping[str, Tensor]) -> dict[str, Units]:
+        """What a microbatch is averaged over, by loss."""
         with torch.no_grad():
-            return {term.loss.name: term.loss.mask(tensors, term.options) for term in self.terms}
+            return {term.loss.name: term.loss.units_of(tensors, term.options) for term in self.terms}
 
-    def sums(self, tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The masked sum of each loss over a microbatch, unweighted."""
-        return {
-            term.loss.name: torch.where(masks[term.loss.name], term.loss.values(tensors, term.options), 0.0).sum()
-            for term in self.terms
-        }
+    def sums(self, tensors: Mapping[str, Tensor], units: Mapping[str, Units]) -> dict[str, Tensor]:
+        """The sum of each loss over the units of a microbatch; the step's counts are yet to divide it."""
+        found = {}
+        for term in self.terms:
+            weight, values = units[term.loss.name].weight, term.loss.values(tensors, term.options)
+            found[term.loss.name] = (torch.where(weight > 0, values, 0.0) * weight).sum()
+        return found
 
     def weights(self) -> dict[str, float]:
+        """The weight of each loss where its schedule is at 1."""
         return {term.loss.name: term.weight for term in self.terms}
+
+    def weights_at(self, step: int, steps: int) -> dict[str, float]:
+        """The weight of each loss at a step counted from 0, in a run of `steps` steps."""
+        factors = {t.loss.name: t.schedule.at(step, steps) if t.schedule else 1.0 for t in self.terms}
+        return {name: weight * factors[name] for name, weight in self.weights().items()}
 
 
 def _model_leaves(names: set[str], side: str) -> set[str]:

@@ -236,11 +236,11 @@ def test_a_signal_saves_and_leaves(tmp_path, model_folder, corpus, monkeypatch, 
 
     original = loop.accumulate_gradients
 
-    def interrupting(task, batches, seed):
+    def interrupting(*arguments):
         if not interrupting.sent:
             interrupting.sent = True
             os.kill(os.getpid(), number)
-        return original(task, batches, seed)
+        return original(*arguments)
 
     interrupting.sent = False
     monkeypatch.setattr(loop, "accumulate_gradients", interrupting)
@@ -260,8 +260,8 @@ def test_a_loss_that_is_not_finite_names_the_batch_and_keeps_the_checkpoint(
 
     original = loop.accumulate_gradients
 
-    def broken(task, batches, seed):
-        result = original(task, batches, seed)
+    def broken(*arguments):
+        result = original(*arguments)
         broken.calls += 1
         return StepResult(float("nan"), {}, {}, 1, 1) if broken.calls == 4 else result
 

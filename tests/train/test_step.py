@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tokenkit.config import UserError
 from tokenkit.data.batch import Batches, collate
 from tokenkit.data.example import cut, make_examples
 from tokenkit.models.load import load_model
@@ -33,7 +34,17 @@ def gradients(task, parts, examples):
     return result, {n: p.grad.clone() for n, p in task.trainable().items() if p.grad is not None}
 
 
-@pytest.mark.parametrize("losses", [{"clm": {}}, {"alm": {}}, {"alm": {"weight": 0.7}, "clm": {"weight": 0.2}}])
+@pytest.mark.parametrize(
+    "losses",
+    [
+        {"clm": {}},
+        {"alm": {}},
+        {"alm": {"weight": 0.7}, "clm": {"weight": 0.2}},
+        {"alm": {"numerator": "token_count", "denominator": "token_count", "boundary": "eos"}},
+        {"alm": {"numerator": "log1p_token_count", "denominator": "token_count", "chunk_sizes": [1, 2]}},
+        {"alm": {"preset": "upstream", "merge": False, "denominator": "token_count"}},
+    ],
+)
 @pytest.mark.parametrize("parts", [(2, 2), (3, 1), (1, 1, 1, 1)])
 def test_microbatches_add_up_to_the_step(model_folder, bpe, unigram, documents, losses, parts):
     task = make_task(model_folder, bpe, unigram, losses)
@@ -53,6 +64,16 @@ def test_same_tokenizer_and_same_weights_leave_nothing_to_learn(model_folder, bp
     result, found = gradients(task, (len(examples),), examples)
     assert abs(result.loss) < 1e-12
     assert max(g.abs().max() for g in found.values()) < 1e-9
+
+
+def test_eos_needs_an_end_of_text_token(model_folder, bpe, documents, monkeypatch):
+    task = make_task(model_folder, bpe, bpe, {"alm": {"boundary": "eos"}})
+    examples = make_examples(cut(documents[:1], 100)[:2], bpe, bpe)
+    assert accumulate_gradients(task, [collate(examples, [0, 1])], 0).units["alm"] > 0
+    monkeypatch.setattr(bpe, "eos_id", None)
+    task = make_task(model_folder, bpe, bpe, {"alm": {"boundary": "eos"}})
+    with pytest.raises(UserError, match=r"losses\.alm\.boundary: the teacher's tokenizer has no end-of-text token"):
+        accumulate_gradients(task, [collate(examples, [0, 1])], 0)
 
 
 def test_a_microbatch_without_any_unit_changes_nothing(model_folder, bpe, unigram, documents):

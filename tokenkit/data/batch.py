@@ -17,6 +17,7 @@ from tokenkit.align.modes import ModeName, chunk_mode
 from tokenkit.config import Config
 from tokenkit.data.example import PLAIN, Example, Reading, Row, Side, SpecialTokens, Window, cut, make_examples
 from tokenkit.data.messages import Dialogue, read_dialogues
+from tokenkit.data.records import Record
 from tokenkit.data.source import SourceConfig, read_documents
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.tokenizers.chat import TrainOn
@@ -62,13 +63,15 @@ class Batch:
         return Batch(moved, self.rows, self.num_bytes, self.num_tokens)
 
 
-def collate(examples: list[Example], rows: list[int]) -> Batch:
-    """One microbatch of examples."""
+def collate(examples: list[Example], rows: list[int], record: Record | None = None) -> Batch:
+    """One microbatch of examples; with a record also what it says of the teacher."""
     num_chunks = max((e.num_chunks for e in examples), default=0)
     tensors = _side("student", [e.student for e in examples], num_chunks)
     teachers = [e.teacher for e in examples if e.teacher is not None]
     if teachers:
         tensors |= _side("teacher", teachers, num_chunks)
+    if record is not None:
+        tensors |= record.leaves(rows, teachers, tensors["teacher_inputs"].shape[1])
     scored = int(tensors["student_label_mask"].sum())
     return Batch(tensors, rows, sum(e.num_bytes for e in examples), scored)
 
@@ -120,9 +123,10 @@ class Batches:
         batch_size: int,
         seed: int,
         reading: Reading = PLAIN,
+        record: Record | None = None,
     ):
         self.windows, self.student, self.teacher, self.reading = windows, student, teacher, reading
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.record = batch_size, seed, record
         self._epoch: tuple[int, Int[ndarray, "N"]] = (-1, np.empty(0, np.int64))
 
     def rows(self, step: int) -> list[int]:
@@ -135,7 +139,8 @@ class Batches:
         rows = self.rows(step)
         examples = make_examples([self.windows[row] for row in rows], self.student, self.teacher, self.reading)
         parts = np.array_split(np.arange(len(rows)), num_microbatches)
-        return [collate([examples[i] for i in part], [rows[i] for i in part]) for part in parts if len(part)]
+        cut = [part.tolist() for part in parts if len(part)]
+        return [collate([examples[i] for i in part], [rows[i] for i in part], self.record) for part in cut]
 
     def _row(self, position: int) -> int:
         epoch, offset = divmod(position, len(self.windows))

@@ -7,18 +7,40 @@ written the text with a longer token gives its shorter prefix too little probabi
 """
 
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tokenkit.losses import loss
 
 Chunks = Float[Tensor, "B C"]
+Values = Float[Tensor, "B U"]
+Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+Weight = Literal["chunk_count", "token_count", "log1p_token_count"]
+Count = Literal["chunk_count", "token_count"]
 Divergence = Literal["kl", "ce", "reverse_kl", "kl_limit", "abs", "tvd", "renyi", "k2", "k3"]
 EPSILON = 1e-6  # keeps log(1 - p) finite at p = 1
+
+
+SHARED = {"merge": True, "threshold": 0.1, "debias": True, "boundary": "space"}
+COUNTED = {"numerator": "chunk_count", "denominator": "chunk_count", "both_sides": True}
+PRESETS: dict[str, dict[str, Any]] = {
+    # the published code's own defaults, without its faults: merged groups are counted, one-sided chunks are not
+    "upstream": {"divergence": "ce", "temperature": 100.0, **SHARED, **COUNTED},
+    # the best of the paper's ablations
+    "best": {"divergence": "kl", "temperature": 5.0, **SHARED, **COUNTED},
+}
+
+
+def alm_reads(options: Mapping[str, Any]) -> dict[str, str]:
+    """The tensors that stand for the mass after a chunk: of a boundary, or of the end of the text."""
+    sides = ("student", "teacher") if options["boundary"] == "eos" else ()
+    return {f"{side}_chunk_boundary_logp": f"{side}_chunk_eos_logp" for side in sides}
 
 
 def alm_units(
@@ -29,15 +51,25 @@ def alm_units(
     merge: bool,
     threshold: float,
     both_sides: bool,
-) -> Bool[Tensor, "B C"]:
-    """Which units count: the column of a unit is its chunk, or the running number of its merged group."""
+    numerator: Weight,
+    denominator: Count,
+    chunk_sizes: Sizes,
+) -> tuple[Values, Values]:
+    """Weight and count of each unit: its column is its chunk, or the running number of its merged group.
+
+    The runs of every size in `chunk_sizes` stand side by side.
+    """
     valid = _scored(teacher_chunk_tokens, student_chunk_tokens, both_sides)
-    if not merge:
-        return valid
-    return _sum_groups(valid.long(), valid, _groups(teacher_chunk_boundary_logp, valid, threshold)) > 0
+    tokens = teacher_chunk_tokens * valid
+    if merge:
+        tokens = _sum_groups(tokens, valid, _groups(teacher_chunk_boundary_logp, valid, threshold))
+    tokens = torch.cat([_runs(tokens, size).sum(-1) for size in chunk_sizes], 1).to(teacher_chunk_boundary_logp.dtype)
+    ones = (tokens > 0).to(tokens.dtype)
+    measures = {"chunk_count": ones, "token_count": tokens, "log1p_token_count": tokens.log1p()}
+    return measures[numerator] / len(chunk_sizes), measures[denominator]
 
 
-@loss(per="chunk", units=alm_units)
+@loss(per="chunk", units=alm_units, reads=alm_reads, presets=PRESETS)
 def alm(
     student_chunk_logp: Chunks,
     teacher_chunk_logp: Chunks,
@@ -49,11 +81,15 @@ def alm(
     temperature: float = 5.0,
     divergence: Divergence = "kl",
     debias: bool = True,
+    boundary: Literal["space", "eos"] = "space",
     merge: bool = True,
     threshold: float = 0.1,
     both_sides: bool = True,
+    numerator: Weight = "chunk_count",
+    denominator: Count = "chunk_count",
+    chunk_sizes: Sizes = (1,),
     renyi_order: float = 0.5,
-) -> Chunks:
+) -> Values:
     """Divergence between the Bernoulli distributions of each unit's p^(1/temperature), in nats."""
     valid = _scored(teacher_chunk_tokens, student_chunk_tokens, both_sides)
     student, teacher = student_chunk_logp, teacher_chunk_logp
@@ -63,22 +99,34 @@ def alm(
         last = _last_of_group(valid, group)
         student, teacher = _sum_groups(student, valid, group), _sum_groups(teacher, valid, group)
         student_end, teacher_end = student_end.gather(1, last), teacher_end.gather(1, last)
-    if debias:
-        student, teacher = student + student_end, teacher + teacher_end
-    counted = alm_units(
-        teacher_chunk_boundary_logp,
-        teacher_chunk_tokens,
-        student_chunk_tokens,
-        merge=merge,
-        threshold=threshold,
-        both_sides=both_sides,
-    )
+        valid = _sum_groups(valid.long(), valid, group) > 0
+    counted = torch.cat([_runs(valid, size).any(-1) for size in chunk_sizes], 1)
+    student = _units_logp(student, student_end if debias else None, valid, chunk_sizes)
+    teacher = _units_logp(teacher, teacher_end if debias else None, valid, chunk_sizes)
     # inputs, not outputs, are masked: a -inf or NaN in an unused branch would still reach the gradient
     student = student.clamp_max(0).masked_fill(~counted, -1.0)
     teacher = teacher.clamp_max(0).masked_fill(~counted, -1.0)
     if divergence == "renyi":
         return _renyi(teacher, student, renyi_order)
     return DIVERGENCES[divergence](teacher, student, temperature)
+
+
+def _units_logp(logp: Chunks, end: Chunks | None, valid: Bool[Tensor, "B C"], sizes: tuple[int, ...]) -> Values:
+    """Sums over runs of columns, with the mass after the last column that counts."""
+    found = []
+    for size in sizes:
+        inside = _runs(valid, size)
+        unit = torch.where(inside, _runs(logp, size), 0).sum(-1)
+        if end is not None:
+            last = torch.where(inside, torch.arange(size, device=logp.device), 0).amax(-1, keepdim=True)
+            unit = unit + _runs(end, size).gather(-1, last).squeeze(-1)
+        found.append(unit)
+    return torch.cat(found, 1)
+
+
+def _runs(columns: Tensor, size: int) -> Tensor:
+    """Consecutive columns in runs of a size; the last run is filled up with zeros."""
+    return pad(columns, (0, -columns.shape[1] % size)).unflatten(1, (-1, size))
 
 
 def _scored(teacher_tokens: Tensor, student_tokens: Tensor, both_sides: bool) -> Bool[Tensor, "B C"]:

@@ -2,10 +2,12 @@
 
 import codecs
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from tokenkit.models.expand import expansion_of
 from tokenkit.models.load import input_matrix, quiet
 from tokenkit.tokenizers.base import Tokenizer
 
@@ -45,10 +47,12 @@ def generate(
         pad_token_id=stops[0] if stops else start,
         suppress_tokens=empty_ids(tokenizer, len(input_matrix(model))) or None,
     )
+    expansion = expansion_of(model)
+    memory = expansion.running() if expansion else nullcontext()
     training = model.training
     model.eval()
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), quiet():
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), quiet(), memory:
             torch.manual_seed(seed)
             output = model.generate(  # pyrefly: ignore [not-callable] (nn.Module's __getattr__ hides the method)
                 ids, attention_mask=mask.to(device), generation_config=settings

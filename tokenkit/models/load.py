@@ -11,6 +11,9 @@ from transformers.utils import logging as hf_logging
 
 from tokenkit.config import UserError
 
+BASE, EXPANSION = "base", "expansion.safetensors"  # a byte-level model whose inputs are expanded
+SCALES = {"logit_scale": 1, "lm_head_multiplier": 1, "logits_scaling": -1}  # config key: what logits are multiplied by
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
@@ -79,6 +82,18 @@ def head_matrix(model: PreTrainedModel) -> nn.Parameter:
     weight = output_head(model).weight
     assert isinstance(weight, nn.Parameter)
     return weight
+
+
+def logit_settings(model: PreTrainedModel) -> dict[str, float]:
+    """Scale and soft cap of the logits, where the model's config has them: Cohere, Granite, Gemma and their kin."""
+    config = model.config.get_text_config().to_dict()
+    found: dict[str, float] = {}
+    for key, power in SCALES.items():
+        if config.get(key) is not None:
+            found["scale"] = config[key] ** power
+    if config.get("final_logit_softcapping") is not None:
+        found["softcap"] = config["final_logit_softcapping"]
+    return found
 
 
 def output_head(model: PreTrainedModel) -> nn.Linear:

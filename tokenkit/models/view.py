@@ -10,9 +10,9 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from tokenkit.config import UserError
-from tokenkit.models.load import head_matrix, input_matrix
+from tokenkit.models.load import head_matrix, input_matrix, logit_settings, output_head
 from tokenkit.models.lora import lora_disabled
-from tokenkit.quantities import token_scores
+from tokenkit.scores import LogitForm, token_scores
 
 
 class ModelView:
@@ -35,6 +35,11 @@ class ModelView:
         """The output matrix: one row per id."""
         return self.tables.get("head", head_matrix(self.model))
 
+    def form(self) -> LogitForm:
+        """What the model does to head @ hidden before it calls the result logits."""
+        bias = self.tables.get("bias", output_head(self.model).bias)
+        return LogitForm(bias, **logit_settings(self.model))
+
     def hidden(self, inputs: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Last hidden states, as the head reads them. Right padding needs no mask under causal attention."""
         body = self.model.base_model
@@ -56,17 +61,20 @@ class ModelView:
         inputs: Int[Tensor, "B T"],
         labels: Int[Tensor, "B T"],
         boundary: Bool[Tensor, "V"] | None,
+        eos: Bool[Tensor, "V"] | None = None,
     ) -> dict[str, Tensor]:
-        """The model leaves that are asked for; labels below 0 are not scored."""
+        """The model leaves that are asked for, the masses of these token sets; labels below 0 are not scored."""
         hidden = self.hidden(inputs)
         found: dict[str, Tensor] = {}
         if "hidden" in needs:
             found["hidden"] = hidden
         if "logits" in needs:
-            found["logits"] = (hidden @ self.head().to(hidden.dtype).T).float()
-        if {"label_logp", "boundary_logp"} & needs:
-            wanted = boundary if "boundary_logp" in needs else None
-            found["label_logp"], found["boundary_logp"] = token_scores(hidden, self.head(), labels, wanted)
+            found["logits"] = self.form()((hidden @ self.head().to(hidden.dtype).T).float())
+        sets = {name: ids for name, ids in (("boundary_logp", boundary), ("eos_logp", eos)) if name in needs}
+        if "label_logp" in needs and not sets:
+            found["label_logp"], _ = token_scores(hidden, self.head(), labels, None, self.form())
+        for name, ids in sets.items():
+            found["label_logp"], found[name] = token_scores(hidden, self.head(), labels, ids, self.form())
         return found
 
     @contextmanager
@@ -80,13 +88,13 @@ class ModelView:
 
 @torch.no_grad()
 def check_linear_head(model: PreTrainedModel) -> None:
-    """UserError where logits are not head x hidden (a soft cap, a scale, a bias): every score here would be wrong."""
+    """UserError where logits are not what the config says of head x hidden: every score here would be wrong."""
     ids = torch.arange(8, device=model.device).unsqueeze(0) % len(input_matrix(model))
     view = ModelView(model)
-    ours = view.hidden(ids) @ view.head().T
+    ours = view.form()(view.hidden(ids) @ view.head().T)
     theirs = model(input_ids=ids, use_cache=False).logits
     if (ours - theirs).abs().max() > 1e-2 * theirs.abs().max():
         raise UserError(
-            f"{model.config.model_type}: its logits are not a plain linear map of the last hidden states (soft cap, "
-            "scale or bias); choose a model whose head is"
+            f"{model.config.model_type}: its logits are neither a linear map of the last hidden states nor such a map "
+            "with the bias, scale or soft cap of its config; choose a model whose logits are"
         )

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tokenkit.config import UserError
 
 log = logging.getLogger(__name__)
-MANIFEST = "manifest.json"
+MANIFEST, BALANCE = "manifest.json", "balance.json"
 ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -41,8 +41,12 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     keep: int,
+    balance: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Path:
-    """Writes `folder/step_XXXXXXXX` and drops all but the newest `keep`; UserError if the disk does not take it."""
+    """Writes `folder/step_XXXXXXXX` and drops all but the newest `keep`; UserError if the disk does not take it.
+
+    `balance` is what the weights of the losses have learnt; JSON keeps every digit of its numbers.
+    """
     target = folder / f"step_{progress.step:08d}"
     temporary = folder / f".{target.name}.{os.getpid()}.tmp"
     try:
@@ -52,6 +56,7 @@ def save_checkpoint(
         save_file({n: p.detach().cpu().contiguous() for n, p in parameters.items()}, temporary / "model.safetensors")
         save_file(_optimizer_tensors(parameters, optimizer), temporary / "optimizer.safetensors")
         (temporary / "progress.json").write_text(json.dumps(progress.__dict__), "utf-8")
+        (temporary / BALANCE).write_text(json.dumps(balance or {}), "utf-8")
         _write_manifest(temporary)
         if target.exists():  # a resumed run comes by its own step again
             shutil.rmtree(target)
@@ -78,6 +83,12 @@ def load_newest(
             return _restore(path, parameters, optimizer)
         log.warning("%s: %s; going back to the checkpoint before", path, damage)
     return None
+
+
+def read_balance(folder: Path, step: int) -> dict[str, dict[str, float]]:
+    """What the weights of the losses had learnt when `step` was saved."""
+    path = folder / f"step_{step:08d}" / BALANCE
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}  # saved before there were such weights
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -15,7 +15,8 @@ from rich.progress import Progress as ProgressBar
 
 from tokenkit.config import UserError
 from tokenkit.data.batch import Batches
-from tokenkit.train.checkpoint import Progress, list_checkpoints, load_newest, save_checkpoint
+from tokenkit.train.balance import Balance, build_balance
+from tokenkit.train.checkpoint import Progress, list_checkpoints, load_newest, read_balance, save_checkpoint
 from tokenkit.train.folder import RunFolder
 from tokenkit.train.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
 from tokenkit.train.schema import TrainConfig
@@ -51,17 +52,21 @@ def train(
     """Trains to `config.steps`, from the newest checkpoint if the folder has one; Interrupted if asked to leave."""
     parameters = task.trainable()
     optimizer = build_optimizer(parameters, config.optimizer)
+    names = list(task.objective.weights())
+    balance = build_balance(config.balance, names, task.student.model, list(parameters.values()))
     progress = load_newest(folder.checkpoints, parameters, optimizer)
     if progress is None:
         progress = Progress()
         if 0 in config.eval_at and not folder.logged("bits_per_byte"):
             folder.log({"step": 0, **evaluate()})
+    else:
+        balance.state |= read_balance(folder.checkpoints, progress.step)
     folder.truncate_metrics(progress.step)
     task.train_mode(True)
     with _stop_signals() as stop, _progress_bar(label, config.steps, progress.step, quiet) as advance:
         while progress.step < config.steps:
             began = time.perf_counter()
-            result, norm, rate = _step(task, batches, config, optimizer, progress.step, folder)
+            result, norm, rate = _step(task, batches, config, optimizer, balance, progress.step, folder)
             progress = Progress(
                 progress.step + 1, progress.num_tokens + result.num_tokens, progress.num_bytes + result.num_bytes
             )
@@ -76,7 +81,8 @@ def train(
                 folder.log({"step": progress.step, **evaluate()})
                 task.train_mode(True)
             if progress.step % config.save_every == 0 or last or leaving:
-                save_checkpoint(folder.checkpoints, parameters, optimizer, progress, config.keep_checkpoints)
+                keep = config.keep_checkpoints
+                save_checkpoint(folder.checkpoints, parameters, optimizer, progress, keep, balance.state)
             if leaving and not last:
                 raise Interrupted(progress.step, stop.signal_number)
     task.train_mode(False)
@@ -88,12 +94,14 @@ def _step(
     batches: Batches,
     config: TrainConfig,
     optimizer: torch.optim.Optimizer,
+    balance: Balance,
     step: int,
     folder: RunFolder,
 ) -> tuple[StepResult, float, float]:
     optimizer.zero_grad(set_to_none=True)
     seed = (config.seed * 1_000_003 + step) * 1_009  # one stream per step, whatever happened before it
-    result = accumulate_gradients(task, batches.at(step, config.accumulation), seed)
+    weights = task.objective.weights_at(step, config.steps)
+    result = accumulate_gradients(task, batches.at(step, config.accumulation), seed, balance, weights)
     trained = [p for p in task.trainable().values() if p.grad is not None]
     limit = config.optimizer.max_grad_norm
     norm = torch.nn.utils.clip_grad_norm_(trained, math.inf if limit is None else limit).item()
@@ -122,6 +130,7 @@ def _metrics(progress: Progress, result: StepResult, norm: float, rate: float, s
         "step": progress.step,
         "loss": result.loss,
         **{f"loss/{name}": value for name, value in result.losses.items()},
+        **{f"weight/{name}": value for name, value in result.weights.items()},
         **{f"units/{name}": count for name, count in result.units.items()},
         "gradient_norm": norm,
         "learning_rate": rate,

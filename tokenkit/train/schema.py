@@ -1,6 +1,8 @@
 """The sections of a run file that say how to train."""
 
-from typing import Literal
+import math
+import re
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -45,6 +47,69 @@ class LoraConfig(Config):
     """Last parts of the names of linear layers (`q_proj`), or globs over dotted names."""
 
 
+BALANCES: dict[str, dict[str, float]] = {  # methods that are a whole, with the options of each
+    "none": {},
+    "magnitude": {},
+    "ema": {"alpha": 0.95},
+    "uncertainty": {"s_init": 0.0, "learning_rate": 0.01},
+    "approx_gradmag": {},
+    "approx_gradmag_preserve_mag": {},
+    "gradnorm": {"alpha": 0.12, "learning_rate": 0.025},
+}
+LINK = re.compile(r"(identity|pcgrad|gradmag)|(gradmag|gradclip):((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)")
+GRADMAG_EPS = 1e-8
+
+
+class BalanceConfig(Config):
+    """How several losses share a step: one word, or a method with its options."""
+
+    method: str = "none"
+    """none, magnitude, ema, uncertainty, approx_gradmag, approx_gradmag_preserve_mag, gradnorm; or a chain over whole
+    gradients, of identity, pcgrad, gradmag[:EPS] and gradclip:MAX_NORM, joined by `+`."""
+    alpha: float | None = Field(None, ge=0, lt=1)
+    """ema: share of the old statistics that stays; gradnorm: how strongly losses that lag are pushed."""
+    s_init: float | None = None
+    """uncertainty: where every s begins."""
+    learning_rate: float | None = Field(None, gt=0)
+    """uncertainty, gradnorm: Adam's, for s or for the weights."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        keys = {"method": value} if isinstance(value, str) else value
+        if not isinstance(keys, dict):
+            return keys
+        options = BALANCES.get(str(keys.get("method")), {})
+        return {**keys, **{key: default for key, default in options.items() if keys.get(key) is None}}
+
+    @model_validator(mode="after")
+    def _known(self) -> "BalanceConfig":
+        given = {key for key in ("alpha", "s_init", "learning_rate") if self.__dict__[key] is not None}
+        foreign = sorted(given - set(BALANCES.get(self.method, {})))
+        if self.method not in BALANCES:
+            parse_chain(self.method)
+        if foreign:
+            own = ", ".join(BALANCES.get(self.method, {})) or "none"
+            raise UserError(f"train.balance.{foreign[0]}: no option of {self.method!r}, which has {own}")
+        return self
+
+
+def parse_chain(method: str) -> list[tuple[str, float]]:
+    """The links of a chain such as `pcgrad+gradclip:1`, with their values; UserError with the right form."""
+    links = []
+    for word in method.split("+"):
+        match = LINK.fullmatch(word.strip())
+        value = float(match[3] or GRADMAG_EPS) if match else 0.0
+        if match is None or not 0 < value < math.inf:
+            where = "" if word == method else f" in {method!r}"
+            raise UserError(
+                f"train.balance: {word!r}{where} is not known; write one of {', '.join(BALANCES)}, "
+                "or a chain of identity, pcgrad, gradmag[:EPS], gradclip:MAX_NORM, such as pcgrad+gradclip:1.0"
+            )
+        links.append((match[1] or match[2], value))
+    return links
+
+
 class TrainConfig(Config):
     """How long, on how much, and what is kept."""
 
@@ -64,6 +129,8 @@ class TrainConfig(Config):
     """What is trained beside the embeddings: everything, adapters, or nothing."""
     lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    balance: BalanceConfig = BalanceConfig()
+    """How the gradients of several losses are added up; none: by their weights alone."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
     log_every: int = Field(10, ge=1)

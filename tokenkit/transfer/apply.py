@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokenkit.config import UserError
+from tokenkit.models.expand import expansion_of
 from tokenkit.models.load import head_matrix, input_matrix, output_head, quiet
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.transfer import INITIALIZERS
@@ -52,6 +53,8 @@ def transfer_model(
 
     A tied model stays tied and takes the input side of the plan; `untie` gives it an output matrix of its own.
     """
+    if expansion_of(model) is not None:
+        raise UserError("transfer: the model's inputs are expanded with an older tokenizer's tokens; take its base/")
     if initializer not in INITIALIZERS:
         raise UserError(f"initializer: {initializer!r} is unknown; write one of {', '.join(INITIALIZERS)}")
     if pad_to_multiple_of < 1:

@@ -10,6 +10,7 @@ RUNS = {
     "pretrain": "pretrain.PretrainRun",
     "transfer": "transfer.TransferRun",
     "distill": "distill.DistillRun",
+    "record": "record.RecordRun",
     "eval": "evaluate.EvalRun",
     "align": "align.AlignRun",
     "doctor": "doctor.DoctorRun",

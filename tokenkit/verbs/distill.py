@@ -1,29 +1,35 @@
 """`tokenkit distill`: a model moved to another tokenizer, or a student under a teacher: trained, measured, exported."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from pydantic import create_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tokenkit.config import Config, dump_yaml, resolved
+from tokenkit.config import Config, UserError, dump_yaml, resolved
 from tokenkit.data.batch import Batches, DataConfig, read_training_rows, reading_of
+from tokenkit.data.example import Row
+from tokenkit.data.records import TOKENIZER, Record
 from tokenkit.data.source import describe, read_documents
 from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
 from tokenkit.eval.chunks import score_chunks
-from tokenkit.export.huggingface import export_huggingface
+from tokenkit.export.expanded import export_model
+from tokenkit.models.expand import attach_expansion, old_inputs
 from tokenkit.models.generate import generate
-from tokenkit.models.load import head_matrix, input_matrix
+from tokenkit.models.load import head_matrix, input_matrix, output_head
 from tokenkit.models.lora import attach_lora
 from tokenkit.models.view import ModelView
-from tokenkit.objective import LossesConfig, Objective
+from tokenkit.objective import LossesConfig, Objective, losses_config
+from tokenkit.plugins.load import Plugin
 from tokenkit.report.content import Aligned, Bar, Chunk, Curve, Fact, Output, Report, Sample
 from tokenkit.report.page import write_page
 from tokenkit.tokenizers.base import Tokenizer, require_lossless
+from tokenkit.tokenizers.bytelevel import ByteTokenizer
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.tokenizers.spec import TokenizerSpec
 from tokenkit.train.folder import RunFolder, write_json
@@ -33,6 +39,8 @@ from tokenkit.train.tasks.distill import TextTask
 from tokenkit.transfer.apply import TransferReport, transfer_model
 from tokenkit.verbs.device import pick_device
 from tokenkit.verbs.model import DTYPES, ExportType, ModelChoice, load_pair
+from tokenkit.verbs.own_losses import keep_plugins, named_plugins
+from tokenkit.verbs.record import data_identity, evaluated_on, teacher_identity
 from tokenkit.verbs.transfer import TransferOptions
 from tokenkit.version import __version__
 
@@ -51,20 +59,39 @@ class ReportConfig(Config):
 class DistillRun(Config):
     """A run file of `tokenkit distill`."""
 
+    own_losses: ClassVar[tuple[Plugin, ...]] = ()
     output: Path
     model: ModelChoice
     """The student before any change."""
     teacher: ModelChoice | None = None
     """Without one the student is taught by what it was before it changed its tokenizer."""
+    record: Path | None = None
+    """A folder of `tokenkit record`: taught from it, no teacher is loaded. One that is named beside it is compared with
+    what was recorded."""
     target_tokenizer: TokenizerSpec | None = None
     """The student's new tokenizer: `NAME` or `NAME:target=KIND:conversion=...`, or these keys. None keeps its own."""
     transfer: TransferOptions = TransferOptions()
+    expand_inputs: bool = False
+    """Of a byte-level student: add to each byte's embedding the old one of the longest old token that ends there."""
+    plugins: list[Path] = []
+    """Python files with losses of your own, which this runs; their names become keys of `losses`."""
     losses: LossesConfig
     data: DataConfig
     train: TrainConfig
     eval: EvalConfig
     report: ReportConfig = ReportConfig()
     export_dtype: ExportType = "float32"
+
+    @classmethod
+    def grown(cls, values: dict[str, Any]) -> type[Any]:
+        """With the losses of `plugins` among the keys of `losses`."""
+        plugins = named_plugins(values)
+        if not plugins:
+            return cls
+        own = {name: entry for plugin in plugins for name, entry in plugin.losses.items()}
+        schema = create_model(cls.__name__, __base__=cls, __doc__=cls.__doc__, losses=(losses_config(own), ...))
+        schema.own_losses = plugins
+        return schema
 
 
 @dataclass
@@ -73,7 +100,7 @@ class Sides:
 
     student: ModelView
     student_tokenizer: Tokenizer
-    teacher: ModelView
+    teacher: ModelView | Record
     teacher_tokenizer: Tokenizer
     transfer: TransferReport | None
     teacher_samples: list[str]
@@ -82,24 +109,21 @@ class Sides:
 def distill(run: DistillRun, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Trains, measures, exports and reports; the results that are also in `output/results.json`."""
     sides = prepare(run)
-    objective = Objective.of(run.losses)
-    objective.check_vocabularies(
-        sides.student_tokenizer.vocab_size,
-        sides.teacher_tokenizer.vocab_size,
-        sides.student_tokenizer.fingerprint == sides.teacher_tokenizer.fingerprint,
-    )
+    objective = _objective(run, sides)
     rows = read_training_rows(run.data)
     reading = reading_of(run.data, sides.student_tokenizer, sides.teacher_tokenizer)
     held_out = read_documents(run.eval.source)
-    folder = RunFolder(run.output)
-    folder.claim(resolved(run), resume=resume)
+    live, record = (None, sides.teacher) if isinstance(sides.teacher, Record) else (sides.teacher, None)
+    if record is not None:
+        _check_record(run, record, objective, rows, sides.teacher_tokenizer)
+    folder = _claim(run, resume)
     measure = measurement(run.eval, sides.student, sides.student_tokenizer, held_out)
     before = _before_training(run, sides, held_out, measure)
     task = TextTask(
         objective,
         sides.student,
         sides.student_tokenizer,
-        sides.teacher,
+        live,
         sides.teacher_tokenizer,
         precision=run.train.precision,
     )
@@ -110,6 +134,7 @@ def distill(run: DistillRun, *, resume: bool = False, quiet: bool = False) -> di
         batch_size=run.train.batch_size,
         seed=run.train.seed,
         reading=reading,
+        record=record,
     )
     progress = train(task, batches, run.train, folder, measure, label="+".join(objective.weights()), quiet=quiet)
     after = measure()
@@ -118,6 +143,7 @@ def distill(run: DistillRun, *, resume: bool = False, quiet: bool = False) -> di
     results = {
         "name": run.output.name,
         "losses": list(objective.weights()),
+        "plugins": {str(plugin.path): plugin.sha256 for plugin in run.own_losses},
         "teacher_bits_per_byte": before["teacher"],
         "zero_shot_bits_per_byte": before["zero_shot"],
         "trained_bits_per_byte": after["bits_per_byte"],
@@ -128,14 +154,29 @@ def distill(run: DistillRun, *, resume: bool = False, quiet: bool = False) -> di
         "transfer": asdict(sides.transfer) if sides.transfer else None,
     }
     if not (run.output / "model").exists():
-        export_huggingface(
-            sides.student.model, sides.student_tokenizer, run.output / "model", dtype=DTYPES[run.export_dtype]
-        )
+        export_model(sides.student.model, sides.student_tokenizer, run.output / "model", dtype=DTYPES[run.export_dtype])
     write_json(run.output / "results.json", results)
     report = _report(run, sides, held_out, results, before["samples"])
     write_json(run.output / "report.json", report.model_dump(mode="json"))
     write_page(run.output)
     return results
+
+
+def _objective(run: DistillRun, sides: Sides) -> Objective:
+    objective = Objective.of(run.losses)
+    objective.check_vocabularies(
+        sides.student_tokenizer.vocab_size,
+        sides.teacher_tokenizer.vocab_size,
+        sides.student_tokenizer.fingerprint == sides.teacher_tokenizer.fingerprint,
+    )
+    return objective
+
+
+def _claim(run: DistillRun, resume: bool) -> RunFolder:
+    folder = RunFolder(run.output)
+    folder.claim(resolved(run), resume=resume)
+    keep_plugins(run.own_losses, run.output)
+    return folder
 
 
 def prepare(run: DistillRun) -> Sides:
@@ -146,15 +187,23 @@ def prepare(run: DistillRun) -> Sides:
     model, source = load_pair(run.model, device)
     for tokenizer in (source, target or source):
         require_lossless(tokenizer, "a student's tokenizer")
-    other = load_pair(run.teacher, device) if run.teacher else None
-    shared_body = other is None and run.train.mode != "full"
+    live = run.record is None
+    other = load_pair(run.teacher, device) if run.teacher and live else None
+    shared_body = live and other is None and run.train.mode != "full"
     tables = _tables(model) if shared_body else {}
-    if other is None and not shared_body:
+    if live and other is None and not shared_body:
         other = copy.deepcopy(model), source
-    samples = continuations(run, *(other or (model, source)), source)
+    samples = continuations(run, *(other or (model, source)), source) if live else []
+    if run.expand_inputs and (not isinstance(target, ByteTokenizer) or shared_body):
+        raise UserError("expand_inputs: only with target_tokenizer=byte, and train.mode=full or a teacher of its own")
+    old = old_inputs(model, source.token_bytes) if run.expand_inputs else None
     report = transfer_model(model, source, target, **run.transfer.model_dump()) if target else None
+    if old is not None:
+        attach_expansion(model, *old)
     _choose_trained(model, run.train)
-    if other is None:
+    if run.record is not None:
+        teacher, teacher_tokenizer = Record(run.record), load_tokenizer(str(run.record / TOKENIZER))
+    elif other is None:
         teacher, teacher_tokenizer = ModelView(model, tables=tables, adapters=False), source
     else:
         teacher, teacher_tokenizer = ModelView(other[0].requires_grad_(False)), other[1]
@@ -163,11 +212,23 @@ def prepare(run: DistillRun) -> Sides:
     return Sides(ModelView(model), target or source, teacher, teacher_tokenizer, report, samples)
 
 
+def _check_record(
+    run: DistillRun, record: Record, objective: Objective, rows: Sequence[Row], tokenizer: Tokenizer
+) -> None:
+    """UserError where the record holds something else than the live teacher would say to these losses."""
+    record.check_needs(objective.needs("teacher"), objective.weights())
+    record.check(data_identity(run.data, rows, tokenizer))
+    if run.teacher is not None:
+        named = load_tokenizer(run.teacher.tokenizer or TokenizerSpec(name=run.teacher.source))
+        record.check(data_identity(run.data, rows, named) | teacher_identity(run.teacher))
+
+
 def _tables(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Copies of the embedding and the head as they are now; one copy where they are one matrix."""
-    table, head = input_matrix(model), head_matrix(model)
+    """Copies of the embedding, the head and its bias as they are now; one copy where they are one matrix."""
+    table, head, bias = input_matrix(model), head_matrix(model), output_head(model).bias
     copied = table.detach().clone()
-    return {"input": copied, "head": copied if head is table else head.detach().clone()}
+    tables = {"input": copied, "head": copied if head is table else head.detach().clone()}
+    return tables if bias is None else {**tables, "bias": bias.detach().clone()}
 
 
 def _choose_trained(model: PreTrainedModel, train_config: TrainConfig) -> None:
@@ -175,8 +236,9 @@ def _choose_trained(model: PreTrainedModel, train_config: TrainConfig) -> None:
     model.requires_grad_(train_config.mode == "full")
     if train_config.mode == "lora":
         attach_lora(model, **train_config.lora.model_dump())
-    for table in (input_matrix(model), head_matrix(model)):
-        table.requires_grad_(True)
+    for table in (input_matrix(model), head_matrix(model), output_head(model).bias):
+        if table is not None:
+            table.requires_grad_(True)
 
 
 def measurement(
@@ -194,7 +256,11 @@ def measurement(
 def _before_training(
     run: DistillRun, sides: Sides, held_out: list[str], measure: Callable[[], dict[str, float]]
 ) -> dict[str, Any]:
-    teacher = measurement(run.eval, sides.teacher, sides.teacher_tokenizer, held_out)()["bits_per_byte"]
+    if isinstance(sides.teacher, Record):
+        known = sides.teacher.manifest
+        teacher = known.teacher_bits_per_byte if known.evaluated_on == evaluated_on(run.eval, held_out) else None
+    else:
+        teacher = measurement(run.eval, sides.teacher, sides.teacher_tokenizer, held_out)()["bits_per_byte"]
     samples = continuations(run, sides.student.model, sides.student_tokenizer, sides.teacher_tokenizer)
     return {"teacher": teacher, "zero_shot": measure()["bits_per_byte"], "samples": samples}
 
@@ -214,13 +280,17 @@ def _report(
     group, label = short_name(sides.student_tokenizer.name), " + ".join(results["losses"])
     kind = results["losses"][0] if results["losses"] in (["clm"], ["alm"]) else "trained"
     first = f"zero-shot {run.transfer.initializer}" if sides.transfer else "before"
-    bars = (
-        Bar(group=group, label="teacher", kind="teacher", bits_per_byte=results["teacher_bits_per_byte"]),
-        Bar(group=group, label=first, kind="zero_shot", bits_per_byte=results["zero_shot_bits_per_byte"]),
-        Bar(group=group, label=label, kind=kind, bits_per_byte=results["trained_bits_per_byte"]),
+    measured = (("teacher", "teacher"), (first, "zero_shot"), (label, "trained"))
+    bars = tuple(
+        Bar(group=group, label=name, kind=kind if key == "trained" else key, bits_per_byte=value)
+        for name, key in measured
+        if (value := results[f"{key}_bits_per_byte"]) is not None  # a recorded teacher may not have been measured
     )
     trained = continuations(run, sides.student.model, sides.student_tokenizer, sides.teacher_tokenizer)
-    columns = (("teacher", sides.teacher_samples), (first, zero_shot_samples), (label, trained))
+    live = None if isinstance(sides.teacher, Record) else sides.teacher
+    columns = [(first, zero_shot_samples), (label, trained)]
+    if live is not None:
+        columns.insert(0, ("teacher", sides.teacher_samples))
     samples = tuple(
         Sample(prompt=prompt, outputs=tuple(Output(label=name, text=texts[i]) for name, texts in columns))
         for i, prompt in enumerate(run.report.prompts)
@@ -231,7 +301,7 @@ def _report(
         version=__version__,
         bars=bars,
         curves=(Curve(label=label, kind=kind, metrics="metrics.jsonl"),),
-        aligned=(aligned_text(run.report, sides, held_out),),
+        aligned=(aligned_text(run.report, sides, live, held_out),) if live else (),
         samples=samples,
         facts=_facts(run, sides, results),
         run=dump_yaml(resolved(run)),
@@ -243,11 +313,11 @@ def short_name(source: str) -> str:
     return source.rstrip("/").rpartition("/")[2]
 
 
-def aligned_text(config: ReportConfig, sides: Sides, held_out: list[str]) -> Aligned:
+def aligned_text(config: ReportConfig, sides: Sides, live: ModelView, held_out: list[str]) -> Aligned:
     """The beginning of the first held-out document in both tokenisations."""
     text = held_out[0].encode()[: config.text_bytes].decode(errors="ignore")
     teacher, student = short_name(sides.teacher_tokenizer.name), short_name(sides.student_tokenizer.name)
-    scored = score_chunks(text, sides.teacher, sides.teacher_tokenizer, sides.student, sides.student_tokenizer)
+    scored = score_chunks(text, live, sides.teacher_tokenizer, sides.student, sides.student_tokenizer)
     return Aligned(
         title=f"{teacher} and {student}, aligned",
         teacher_name=teacher,
@@ -265,4 +335,6 @@ def _facts(run: DistillRun, sides: Sides, results: dict[str, Any]) -> tuple[Fact
         "vocabulary": f"{sides.teacher_tokenizer.vocab_size:,} → {sides.student_tokenizer.vocab_size:,}",
         "held out": describe(run.eval.source),
     }
+    if isinstance(sides.teacher, Record):
+        facts["teacher"] = f"recorded: {short_name(sides.teacher.manifest.teacher)}"
     return tuple(Fact(name=name, value=value) for name, value in facts.items())

@@ -1,12 +1,14 @@
 """The `model:` and `teacher:` sections of a run file."""
 
+from pathlib import Path
 from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
 
 from tokenkit.config import Config
-from tokenkit.models.load import load_model
+from tokenkit.models.expand import load_expansion
+from tokenkit.models.load import BASE, EXPANSION, load_model
 from tokenkit.models.view import check_linear_head
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.tokenizers.load import load_tokenizer
@@ -29,13 +31,15 @@ class ModelChoice(Config):
 
 def load_pair(choice: ModelChoice, device: str) -> tuple[PreTrainedModel, Tokenizer]:
     """The model, in float32, and its tokenizer; UserError for a model that cannot be scored here."""
-    spec = choice.tokenizer or TokenizerSpec(name=choice.source)
-    revision = choice.revision if spec.name == choice.source else None  # another repository has other revisions
+    expansion = Path(choice.source) / EXPANSION
+    source = str(Path(choice.source) / BASE) if expansion.is_file() else choice.source
+    spec = choice.tokenizer or TokenizerSpec(name=source)
+    revision = choice.revision if spec.name == source else None  # another repository has other revisions
     tokenizer = load_tokenizer(spec, revision=revision)
-    model = load_model(
-        choice.source, device=device, revision=choice.revision, trust_remote_code=choice.trust_remote_code
-    )
+    model = load_model(source, device=device, revision=choice.revision, trust_remote_code=choice.trust_remote_code)
     check_linear_head(model)
+    if expansion.is_file():
+        load_expansion(model, expansion)
     return model, tokenizer
 
 

@@ -1,0 +1,53 @@
+"""A byte-level model with input-id expansion: a stock folder without it, and beside it what is added to its inputs."""
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from tokenkit.config import UserError
+from tokenkit.export.huggingface import TEXTS, export_huggingface
+from tokenkit.export.verify import TOLERANCES, ExportError
+from tokenkit.models.expand import expansion_of, load_expansion, save_expansion
+from tokenkit.models.load import BASE, EXPANSION, load_model
+from tokenkit.tokenizers.base import Tokenizer
+
+
+def export_model(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path, *, dtype: torch.dtype | None) -> Path:
+    """The new folder, verified: a stock one, or one with `base/` and `expansion.safetensors` that only we load.
+
+    Stock transformers finds no config.json in the latter and says so; it would leave the expansion out without a word.
+    """
+    expansion = expansion_of(model)
+    if expansion is None:
+        return export_huggingface(model, tokenizer, folder, dtype=dtype)
+    if folder.exists():
+        raise UserError(f"{folder}: exists already; write the name of a new folder, or move this one away")
+    draft = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
+    draft.mkdir(parents=True)
+    try:
+        with expansion.off():
+            export_huggingface(model, tokenizer, draft / BASE, dtype=dtype)
+        save_expansion(expansion, draft / EXPANSION)
+        _verify(draft, model, tokenizer, dtype or model.dtype)
+        os.rename(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+@torch.no_grad()
+def _verify(folder: Path, model: PreTrainedModel, tokenizer: Tokenizer, dtype: torch.dtype) -> None:
+    reloaded = load_model(str(folder / BASE), dtype=dtype, device=str(model.device))
+    load_expansion(reloaded, folder / EXPANSION)
+    training = model.training
+    model.eval()
+    for text in TEXTS:
+        ids = torch.tensor([tokenizer.encode(text).ids.tolist()], device=model.device)
+        expected, found = model(input_ids=ids).logits.float(), reloaded(input_ids=ids).logits.float()
+        if (expected - found).abs().max() > TOLERANCES[dtype] * expected.abs().max():
+            raise ExportError(f"{folder.name}: logits differ after reloading")
+    model.train(training)

@@ -1,0 +1,280 @@
+"""What every loss is held to, the package's and a user's: each check says what it saw, or raises Broken."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.gradcheck import GradcheckError
+
+from tokenkit.losses import Loss
+from tokenkit.plugins.load import axes_of, signature_problems
+from tokenkit.quantities import Quantities, leaves_of
+
+SIZES = {"B": 3, "T": 9, "V": 11, "C": 5}
+PADDING = {"T": 3, "C": 2}  # positions and chunks that padding adds
+BOUNDARY_TOKENS = 4
+
+
+class Broken(Exception):
+    """A loss that does not do what every loss does; one line."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What became of one check."""
+
+    name: str
+    passed: bool
+    text: str
+
+
+def check_loss(entry: Loss) -> list[Check]:
+    """Every check on a loss with its default options, on random float64 tensors of a few rows."""
+    found = []
+    for name, check in CHECKS.items():
+        try:
+            found.append(Check(name, True, check(entry)))
+        except Broken as error:
+            found.append(Check(name, False, str(error)))
+        except Exception as error:  # the user's own code: what it raises is the answer
+            text = " ".join(str(error).split())
+            found.append(Check(name, False, f"raises {type(error).__name__}: {text[:200]}"))
+    return found
+
+
+def example(entry: Loss, seed: int, dtype: torch.dtype = torch.float64, scale: float = 2.0) -> dict[str, Tensor]:
+    """Random leaves of one microbatch; chunks of two tokens, some of which one side does not score."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, length, vocabulary, chunks = (SIZES[axis] for axis in "BTVC")
+    leaves: dict[str, Tensor] = {}
+    for side in ("student", "teacher"):
+        logits = torch.randn(rows, length, vocabulary, generator=generator, dtype=torch.float64) * scale
+        labels = torch.randint(0, vocabulary, (rows, length), generator=generator)
+        scored = torch.rand(rows, length, generator=generator) < 0.8
+        labels = labels.masked_fill(~scored, -1)
+        logp = logits.log_softmax(-1)
+        label_logp = logp.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1).masked_fill(~scored, 0.0)
+        chunk = torch.arange(length).div(2, rounding_mode="floor").repeat(rows, 1)
+        end = (2 * torch.arange(chunks) + 1).clamp_max(length - 1).repeat(rows, 1)
+        unscored = torch.rand(rows, chunks, generator=generator) < 0.3
+        chunk = chunk.masked_fill(unscored.gather(1, chunk), -1)
+        values = {"logits": logits, "hidden": logits, "label_logp": label_logp, "eos_logp": logp[..., 0]}
+        values |= {"boundary_logp": logp[..., :BOUNDARY_TOKENS].logsumexp(-1)}
+        values |= {"inputs": labels.clamp_min(0), "labels": labels, "label_mask": scored}
+        values |= {"chunk": chunk, "chunk_end": end}
+        leaves |= {f"{side}_{name}": value.clone() for name, value in values.items()}
+    for name, axes in _axes(entry).items():
+        for leaf in sorted(leaves_of([name]) - leaves.keys()):
+            if leaf != name:
+                raise Broken(f"no example of the tensor {leaf!r} is known here")
+            leaves[leaf] = _drawn(axes, generator)
+    return {name: t.to(dtype) if t.is_floating_point() else t for name, t in leaves.items()}
+
+
+def _drawn(axes: list[str], generator: torch.Generator) -> Tensor:
+    shape = [SIZES.get(axis, int(axis) if axis.isdigit() else 6) for axis in axes]
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def _axes(entry: Loss) -> dict[str, list[str]]:
+    """Tensor → its axes, of those that the loss and its units ask for themselves."""
+    found: dict[str, list[str]] = {}
+    for fn, parameters in ((entry.fn, entry.tensors), (entry.units, entry.unit_tensors)):
+        if fn is None:
+            found |= {name: ["B", "T" if entry.per == "token" else "C"] for name in parameters}
+            continue
+        signature_ = inspect.signature(fn).parameters
+        for parameter, name in zip(parameters, entry.named(parameters, defaults(entry))):
+            found[name] = axes_of(signature_[parameter].annotation) or []
+    return found
+
+
+def defaults(entry: Loss) -> dict[str, object]:
+    """The options of a loss when a run file names none."""
+    return {name: parameter.default for name, parameter in entry.options.items()}
+
+
+def _direct(entry: Loss, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that the loss and its units ask for themselves, cut off from what they are computed from."""
+    quantities = Quantities(leaves)
+    return {name: quantities[name].detach().clone() for name in _axes(entry)}
+
+
+def _masked(entry: Loss, tensors: Mapping[str, Tensor]) -> Tensor:
+    """What each unit adds to the sum; 0 where it does not count."""
+    weight = entry.units_of(tensors, defaults(entry)).weight
+    return torch.where(weight > 0, entry.values(tensors, defaults(entry)), 0.0) * weight
+
+
+def _student_floats(entry: Loss, tensors: Mapping[str, Tensor]) -> list[str]:
+    names = entry.named(entry.tensors, defaults(entry))
+    return [name for name in names if name.startswith("student_") and tensors[name].is_floating_point()]
+
+
+def _gradients(entry: Loss, tensors: dict[str, Tensor], names: list[str]) -> list[Tensor]:
+    for name in names:
+        tensors[name].requires_grad_()
+    found = torch.autograd.grad(_masked(entry, tensors).sum(), [tensors[n] for n in names], allow_unused=True)
+    return [g for g in found if g is not None]
+
+
+def signature(entry: Loss) -> str:
+    """Tensors exist and have shapes, options have types and defaults, a sentence says what comes out."""
+    for problem in signature_problems(entry):
+        raise Broken(problem)
+    if not entry.fn.__doc__:
+        raise Broken("no docstring; its first line says what comes out, in which unit")
+    options = ", ".join(f"{name}={value!r}" for name, value in defaults(entry).items())
+    return f"{', '.join(entry.tensors)}; {options or 'no options'}"
+
+
+def one_value_per_unit(entry: Loss) -> str:
+    """The shape of the mask, the type of the inputs, no NaN or infinity; the inputs stay as they were."""
+    tensors = _direct(entry, example(entry, 0))
+    for parameter, name in zip(entry.tensors, entry.named(entry.tensors, defaults(entry))):
+        annotation = inspect.signature(entry.fn).parameters[parameter].annotation
+        if not isinstance(tensors[name], annotation):
+            shape = f"{str(tensors[name].dtype).removeprefix('torch.')} with {tensors[name].ndim} axes"
+            raise Broken(f"{name} is {shape}, where the signature says {annotation.__name__}")
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    mask, values = entry.mask(tensors, defaults(entry)), entry.values(tensors, defaults(entry))
+    if values.shape != mask.shape:
+        what = "one number" if values.ndim == 0 else f"shape {list(values.shape)}"
+        raise Broken(f"returns {what} for units of shape {list(mask.shape)}; return one value per {entry.per}, no mean")
+    if values.dtype != torch.float64:
+        raise Broken(f"returns {values.dtype} for float64 tensors; keep the type of the inputs")
+    if not torch.isfinite(values).all():
+        raise Broken("a value is NaN or infinite; mask the inputs of units that do not count")
+    changed = [name for name, tensor in tensors.items() if not torch.equal(tensor, before[name])]
+    if changed:
+        raise Broken(f"changes {changed[0]} in place; work on a copy")
+    return f"{list(values.shape)}, finite, {int(mask.sum())} of {mask.numel()} units count"
+
+
+def gradient(entry: Loss) -> str:
+    """The gradient of every student tensor against finite differences, in float64."""
+    tensors = _direct(entry, example(entry, 1))
+    names = _student_floats(entry, tensors)
+    inputs = [tensors[name].requires_grad_() for name in names]
+
+    def total(*values: Tensor) -> Tensor:
+        return _masked(entry, {**tensors, **dict(zip(names, values))}).sum()
+
+    if not names or not total(*inputs).requires_grad:
+        raise Broken("no student tensor gets a gradient; nothing would be learnt")
+    try:
+        torch.autograd.gradcheck(total, inputs)
+    except GradcheckError as error:
+        wrong = " ".join(str(error).split())[:90]
+        raise Broken(f"the gradient is not that of the value (a detach counts too): {wrong}") from None
+    return f"equals finite differences for {', '.join(names)}"
+
+
+def masked_units(entry: Loss) -> str:
+    """Other tensors where nothing counts leave the sum as it is, and get no gradient there."""
+    tensors, others = _direct(entry, example(entry, 2)), _direct(entry, example(entry, 3))
+    quantities = Quantities(example(entry, 2))
+    counted = {"T": quantities["student_label_mask"], "C": quantities["chunk_mask"]}
+    expected = _masked(entry, tensors).sum()
+    replaced, dead = dict(tensors), {}
+    for name, axes in _axes(entry).items():
+        tensor = tensors[name]
+        if tensor.is_floating_point() and axes[:1] == ["B"] and axes[1:2] in (["T"], ["C"]):
+            dead[name] = ~counted[axes[1]].view(*tensor.shape[:2], *[1] * (tensor.ndim - 2)).expand(tensor.shape)
+            replaced[name] = torch.where(dead[name], others[name], tensor)
+    if not torch.allclose(_masked(entry, replaced).sum(), expected, rtol=1e-12, atol=1e-12):
+        raise Broken("the sum depends on positions or chunks that do not count; mask the inputs, not only the result")
+    names = [name for name in _student_floats(entry, tensors) if name in dead]
+    for name in names:
+        for found in _gradients(entry, dict(tensors), [name]):
+            if not torch.isfinite(found).all() or found[dead[name]].abs().max() > 0:
+                raise Broken(f"{name} gets a gradient where nothing counts")
+    return f"{', '.join(names) or 'no tensor'}: other values where nothing counts, the same sum"
+
+
+def nothing_counts(entry: Loss) -> str:
+    """A row without a scored position gives 0 and a gradient of 0, never NaN."""
+    leaves = example(entry, 4)
+    for side in ("student", "teacher"):
+        leaves[f"{side}_chunk"] = torch.full_like(leaves[f"{side}_chunk"], -1)
+        leaves[f"{side}_label_mask"] = torch.zeros_like(leaves[f"{side}_label_mask"])
+        leaves[f"{side}_labels"] = torch.full_like(leaves[f"{side}_labels"], -1)
+        leaves[f"{side}_label_logp"] = torch.zeros_like(leaves[f"{side}_label_logp"])
+    tensors = _direct(entry, leaves)
+    if _masked(entry, tensors).sum() != 0:
+        raise Broken("is not 0 where no position and no chunk counts")
+    for found in _gradients(entry, tensors, _student_floats(entry, tensors)):
+        if not torch.isfinite(found).all() or found.abs().max() > 0:
+            raise Broken("has a gradient (or NaN) where no position and no chunk counts")
+    return "0, with a gradient of 0"
+
+
+def batch_order(entry: Loss) -> str:
+    """A row does not see the batch: other order or alone, the same values."""
+    leaves = example(entry, 5)
+    values = _masked(entry, Quantities(leaves))
+    for rows in (torch.tensor([2, 0, 1]), torch.tensor([1])):
+        part = {name: t[rows] if t.shape[:1] == (SIZES["B"],) else t for name, t in leaves.items()}
+        if not torch.allclose(_masked(entry, Quantities(part)), values[rows], rtol=1e-10, atol=1e-12):
+            raise Broken("a row's values depend on the other rows; no mean, norm or sort over the batch")
+    return "rows in another order, or alone: the same values"
+
+
+def padding(entry: Loss) -> str:
+    """More padding leaves every value as it is and adds no unit."""
+    leaves = example(entry, 6)
+    tensors = Quantities(leaves)
+    longer = Quantities({name: _padded(_axes(entry).get(name, []), name, tensor) for name, tensor in leaves.items()})
+    values, mask = _masked(entry, tensors), entry.mask(tensors, defaults(entry))
+    wide, wide_mask = _masked(entry, longer), entry.mask(longer, defaults(entry))
+    if wide_mask.sum() != mask.sum():
+        raise Broken(f"{int(mask.sum())} units count, and {int(wide_mask.sum())} with more padding")
+    if not torch.allclose(wide[:, : values.shape[1]], values, rtol=1e-10, atol=1e-12):
+        raise Broken("its values change with more padding behind a row; no mean or norm over positions or chunks")
+    return f"{PADDING['T']} positions and {PADDING['C']} chunks of padding: the same values"
+
+
+def _padded(axes: list[str], name: str, tensor: Tensor) -> Tensor:
+    axis = "C" if name.endswith("_chunk_end") or axes[1:2] == ["C"] else "T"
+    if axes and axes[1:2] != [axis]:
+        return tensor  # neither positions nor chunks
+    shape = (tensor.shape[0], PADDING[axis], *tensor.shape[2:])
+    empty = False if tensor.dtype == torch.bool else -1
+    return torch.cat([tensor, torch.full(shape, empty, dtype=tensor.dtype)], 1)
+
+
+def equal_sides(entry: Loss) -> str:
+    """Only told: what comes out when the student is its teacher."""
+    leaves = {name: t for name, t in example(entry, 7).items() if name.startswith("teacher_")}
+    leaves |= {name.replace("teacher_", "student_"): t.clone() for name, t in leaves.items()}
+    own = {name: t for name, t in example(entry, 7).items() if name not in leaves}
+    values = _masked(entry, Quantities(own, leaves))
+    low, high = values.min().item(), values.max().item()
+    return "0" if max(abs(low), abs(high)) < 1e-9 else f"between {low:.3g} and {high:.3g} (not a divergence)"
+
+
+def half_precision(entry: Loss) -> str:
+    """bfloat16 tensors, and very sure models: values and gradients stay finite."""
+    for dtype, scale in ((torch.bfloat16, 2.0), (torch.float32, 60.0)):
+        tensors = _direct(entry, example(entry, 8, dtype, scale))
+        if not torch.isfinite(_masked(entry, tensors)).all():
+            raise Broken(f"a value is NaN or infinite in {dtype} with logits of ±{scale:.0f}")
+        for found in _gradients(entry, tensors, _student_floats(entry, tensors)):
+            if not torch.isfinite(found).all():
+                raise Broken(f"a gradient is NaN or infinite in {dtype} with logits of ±{scale:.0f}")
+    return "finite in bfloat16, and in float32 with logits of ±60"
+
+
+CHECKS: dict[str, Callable[[Loss], str]] = {
+    "signature": signature,
+    "one value per unit": one_value_per_unit,
+    "gradient": gradient,
+    "masked units": masked_units,
+    "nothing counts": nothing_counts,
+    "batch order": batch_order,
+    "padding": padding,
+    "student = teacher": equal_sides,
+    "bfloat16": half_precision,
+}

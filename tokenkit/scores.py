@@ -1,0 +1,222 @@
+"""Log-probabilities of a vocabulary's head without its logits: tokens x vocabulary is never held.
+
+Logits exist for one tile of rows x vocabulary at a time and are computed again in the backward pass. They may be
+scaled, shifted by a bias and capped, as Cohere's, GPT-J's and Gemma 2's are.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+TILE = {"cpu": (256, 4096), "cuda": (4096, 32768)}  # rows x vocabulary that exist at one time: a cache, or 512 MiB
+FAINT = -60.0  # nats below which a mass is added up on its own
+
+
+@dataclass(frozen=True)
+class LogitForm:
+    """How logits follow from x = head @ hidden: cap(scale * (x + bias)), where cap(z) = softcap * tanh(z / softcap)."""
+
+    bias: Float[Tensor, "V"] | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, products: Float[Tensor, "*N W"], columns: slice = slice(None)) -> Float[Tensor, "*N W"]:
+        """The logits of some columns of head @ hidden."""
+        shifted = products if self.bias is None else products + self.bias[columns]
+        scaled = shifted if self.scale == 1 else shifted * self.scale
+        return scaled if self.softcap is None else self.softcap * torch.tanh(scaled / self.softcap)
+
+    def pull_back(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """The gradient at the products, from the one at the logits; `gradient` is overwritten."""
+        if self.softcap is not None:
+            gradient.mul_(1 - (logits / self.softcap).square_())
+        return gradient if self.scale == 1 else gradient.mul_(self.scale)
+
+
+PLAIN = LogitForm()
+
+
+def token_scores(
+    hidden: Float[Tensor, "*N D"],
+    head: Float[Tensor, "V D"],
+    labels: Int[Tensor, "*N"],
+    boundary: Bool[Tensor, "V"] | None = None,
+    form: LogitForm = PLAIN,
+) -> tuple[Float[Tensor, "*N"], Float[Tensor, "*N"]]:
+    """Log-probability of each label and log-mass of the boundary tokens (0 without `boundary`), in nats.
+
+    A label below 0 is scored 0.
+    """
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    label, mass = _Scores.apply(rows, head, form.bias, labels.reshape(-1, 1), boundary, form, False)
+    return label.view(labels.shape), mass.view(labels.shape)
+
+
+def scores_at(
+    hidden: Float[Tensor, "*N D"],
+    head: Float[Tensor, "V D"],
+    ids: Int[Tensor, "*N K"],
+    form: LogitForm = PLAIN,
+) -> tuple[Float[Tensor, "*N K"], Float[Tensor, "*N"]]:
+    """Log-probability of each id, and log-mass of all the others (the tail), in nats; a row's ids differ."""
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    values, tail = _Scores.apply(rows, head, form.bias, ids.reshape(-1, ids.shape[-1]), None, form, True)
+    return values.view(ids.shape), tail.view(ids.shape[:-1])
+
+
+def top_k_scores(
+    hidden: Float[Tensor, "*N D"], head: Float[Tensor, "V D"], k: int, form: LogitForm = PLAIN
+) -> tuple[Float[Tensor, "*N K"], Int[Tensor, "*N K"], Float[Tensor, "*N"]]:
+    """The k largest log-probabilities in falling order, their ids, and the log-mass of the tail, in nats."""
+    with torch.no_grad():
+        ids = _top_k_ids(hidden.reshape(-1, hidden.shape[-1]), head, k, form).view(*hidden.shape[:-1], -1)
+    values, tail = scores_at(hidden, head, ids, form)
+    return values, ids, tail
+
+
+def token_scores_dense(
+    logits: Float[Tensor, "*N V"], labels: Int[Tensor, "*N"], boundary: Bool[Tensor, "V"] | None = None
+) -> tuple[Float[Tensor, "*N"], Float[Tensor, "*N"]]:
+    """`token_scores` the plain way, from logits that already exist."""
+    logp = logits.float().log_softmax(-1) if logits.dtype != torch.float64 else logits.log_softmax(-1)
+    label = logp.gather(-1, labels.clamp_min(0).long().unsqueeze(-1)).squeeze(-1).masked_fill(labels < 0, 0.0)
+    if boundary is None:
+        return label, torch.zeros_like(label)
+    return label, logp.masked_fill(~boundary, -torch.inf).logsumexp(-1)
+
+
+def _top_k_ids(hidden: Tensor, head: Tensor, k: int, form: LogitForm) -> Tensor:
+    row_parts, column_parts = _tiles(hidden, head)
+    found = []
+    for rows in row_parts:
+        values = hidden.new_empty(len(hidden[rows]), 0, dtype=_accumulator(hidden))
+        ids = torch.empty_like(values, dtype=torch.long)
+        for columns in column_parts:
+            logits = _logits(hidden[rows], head, columns, form)
+            own = torch.arange(columns.start, columns.stop, device=ids.device).expand_as(logits)
+            values, ids = torch.cat([values, logits], 1), torch.cat([ids, own], 1)
+            values, place = values.topk(min(k, values.shape[1]), 1)
+            ids = ids.gather(1, place)
+        found.append(ids)
+    return torch.cat(found)
+
+
+class _Scores(torch.autograd.Function):
+    """Log-softmax of a head at some ids per row, and the log-mass of a token set or, with `rest`, of all other ids."""
+
+    @staticmethod
+    def forward(ctx, hidden, head, bias, ids, boundary, form, rest):
+        row_parts, column_parts = _tiles(hidden, head)
+        peak = hidden.new_full((len(ids),), -torch.inf, dtype=_accumulator(hidden))
+        total, mass = torch.zeros_like(peak), torch.zeros_like(peak)
+        at = peak.new_zeros(ids.shape)
+        weight = _set_weight(boundary, rest, head, peak.dtype)
+        for columns in column_parts:
+            for rows in row_parts:
+                logits = _logits(hidden[rows], head, columns, form)
+                here = _places(ids[rows], columns)
+                at[rows][here[0], here[1]] = logits[here[0], here[2]]
+                new_peak = torch.maximum(peak[rows], logits.amax(1))
+                shrink = (peak[rows] - new_peak).exp_()
+                exp = logits.sub_(new_peak.unsqueeze(1)).exp_()
+                total[rows] = total[rows] * shrink + exp.sum(1)
+                if rest:
+                    exp[here[0], here[2]] = 0
+                if weight is not None:
+                    mass[rows] = mass[rows] * shrink + exp @ weight[columns]
+                peak[rows] = new_peak
+        total = total.log_() + peak
+        log_mass = None if weight is None else mass.log_() + peak
+        if log_mass is not None:
+            faint = torch.nonzero(log_mass - total < FAINT).squeeze(1)  # what float32 cannot add up beside the peak
+            height, width = TILE[head.device.type]
+            for few in faint.split(max(1, height * width // len(head))):
+                log_mass[few] = _mass_alone(hidden[few], head, form, ids[few], boundary)
+        ctx.save_for_backward(hidden, head, bias, ids, boundary, total, log_mass)
+        ctx.form, ctx.rest = form, rest
+        logp = (at - total.unsqueeze(1)).masked_fill(ids < 0, 0.0)
+        return logp, torch.zeros_like(total) if log_mass is None else log_mass - total
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        hidden, head, bias, ids, boundary, total, mass = ctx.saved_tensors
+        id_grad = gradients[0].masked_fill(ids < 0, 0.0)
+        mass_grad = gradients[1] if mass is not None else torch.zeros_like(total)
+        all_grad = id_grad.sum(1) + mass_grad
+        weight = _set_weight(boundary, ctx.rest, head, total.dtype)
+        hidden_grad = torch.zeros_like(hidden, dtype=total.dtype)
+        head_grad = torch.zeros_like(head, dtype=total.dtype) if ctx.needs_input_grad[1] else None
+        bias_grad = torch.zeros_like(bias, dtype=total.dtype) if ctx.needs_input_grad[2] else None
+        row_parts, column_parts = _tiles(hidden, head)
+        for columns in column_parts:
+            for rows in row_parts:
+                logits = _logits(hidden[rows], head, columns, ctx.form)
+                here = _places(ids[rows], columns)
+                capped = logits.clone() if ctx.form.softcap is not None else logits
+                inside = None
+                if weight is not None:
+                    # the softmax over the set alone has its own exp: the ratio of both sums may overflow
+                    inside = (logits - mass[rows].unsqueeze(1)).clamp_max_(0).exp_()
+                    inside.mul_(torch.outer(mass_grad[rows], weight[columns]))
+                    if ctx.rest:
+                        inside[here[0], here[2]] = 0
+                grad = logits.sub_(total[rows].unsqueeze(1)).exp_().mul_(-all_grad[rows].unsqueeze(1))
+                if inside is not None:
+                    grad.add_(inside)
+                grad.index_put_((here[0], here[2]), id_grad[rows][here[0], here[1]], accumulate=True)
+                grad = ctx.form.pull_back(grad, capped)
+                if bias_grad is not None:
+                    bias_grad[columns] += grad.sum(0)
+                grad = grad.to(hidden.dtype)
+                hidden_grad[rows] += grad @ head[columns].to(grad.dtype)
+                if head_grad is not None:
+                    head_grad[columns] += grad.T @ hidden[rows]
+        return (
+            hidden_grad.to(hidden.dtype) if ctx.needs_input_grad[0] else None,
+            None if head_grad is None else head_grad.to(head.dtype),
+            None if bias_grad is None else bias_grad.to(bias.dtype),
+            *[None] * 4,
+        )
+
+
+def _set_weight(boundary: Tensor | None, rest: bool, head: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """1 for the rows of the head whose mass is wanted, None where none is; of the rest a row's ids are taken out."""
+    if rest:
+        return torch.ones(len(head), dtype=dtype, device=head.device)
+    return None if boundary is None else boundary.to(dtype)
+
+
+def _mass_alone(hidden: Tensor, head: Tensor, form: LogitForm, ids: Tensor, boundary: Tensor | None) -> Tensor:
+    """Log of the sum of exp over the set, or over all but the ids, for the few rows where it is faint."""
+    logits = _logits(hidden, head, slice(0, len(head)), form)
+    if boundary is not None:
+        return logits.masked_fill_(~boundary, -torch.inf).logsumexp(-1)
+    row, _, column = _places(ids, slice(0, len(head)))
+    logits[row, column] = -torch.inf
+    return logits.logsumexp(-1)
+
+
+def _accumulator(hidden: Tensor) -> torch.dtype:
+    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
+
+
+def _tiles(hidden: Tensor, head: Tensor) -> tuple[list[slice], list[slice]]:
+    height, width = TILE[head.device.type]
+    return _cut(len(hidden), height), _cut(len(head), width)
+
+
+def _cut(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _logits(hidden: Tensor, head: Tensor, columns: slice, form: LogitForm) -> Tensor:
+    products = hidden @ head[columns].to(hidden.dtype).T
+    return form(products.to(_accumulator(hidden)), columns)
+
+
+def _places(ids: Tensor, columns: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, place among the row's ids, and column in the tile of the ids that lie in the tile."""
+    row, place = torch.nonzero((ids >= columns.start) & (ids < columns.stop), as_tuple=True)
+    return row, place, ids[row, place].long() - columns.start

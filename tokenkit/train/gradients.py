@@ -1,0 +1,97 @@
+"""Gradients of each loss by itself: collected over the microbatches of a step, and made to agree.
+
+Conflicting gradients are projected as in gradient surgery (Yu+ 2020, 2001.06782).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+Gradients = dict[str, dict[int, Tensor]]  # loss -> number of the parameter -> its gradient, absent where none arrives
+
+
+class LossGradients:
+    """Adds up, loss by loss, the gradients that the microbatches of a step send to some parameters."""
+
+    def __init__(self, parameters: list[nn.Parameter]):
+        self.parameters = parameters
+        self.found: Gradients = {}
+
+    def add(self, shares: Mapping[str, Tensor]) -> None:
+        """The gradients of one microbatch; its graph stays for another backward pass."""
+        for name, share in shares.items():
+            own = self.found.setdefault(name, {})
+            gradients = torch.autograd.grad(share, self.parameters, retain_graph=True, allow_unused=True)
+            for number, gradient in enumerate(gradients):
+                if gradient is not None:
+                    own[number] = own[number] + gradient if number in own else gradient
+
+    def norms(self) -> dict[str, float]:
+        """Norm of each loss's gradient over all these parameters together."""
+        return {name: norm(own.values()) for name, own in self.found.items()}
+
+
+def norm(gradients: Iterable[Tensor]) -> float:
+    """L2 norm of tensors taken as one vector."""
+    norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
+    return torch.linalg.vector_norm(torch.stack(norms)).item() if norms else 0.0
+
+
+def identity(gradients: Gradients, weights: Mapping[str, float], value: float) -> Gradients:
+    """Every gradient as it is."""
+    return gradients
+
+
+def gradmag(gradients: Gradients, weights: Mapping[str, float], value: float) -> Gradients:
+    """Every gradient with its weight as its norm; `value` keeps one that is nearly zero from becoming noise."""
+    return {name: _scaled(own, weights[name] / (norm(own.values()) + value)) for name, own in gradients.items()}
+
+
+def gradclip(gradients: Gradients, weights: Mapping[str, float], value: float) -> Gradients:
+    """Every gradient with a norm of at most `value`."""
+    norms = {name: norm(own.values()) for name, own in gradients.items()}
+    return {name: own if norms[name] <= value else _scaled(own, value / norms[name]) for name, own in gradients.items()}
+
+
+def pcgrad(gradients: Gradients, weights: Mapping[str, float], value: float) -> Gradients:
+    """Every gradient without what it has against another one, parameter by parameter.
+
+    All products are taken between gradients as they came, so that the order of the losses decides nothing.
+    """
+    changed: Gradients = {}
+    for name, own in gradients.items():
+        changed[name] = {}
+        for number, gradient in own.items():
+            result = gradient
+            for other in (theirs[number] for key, theirs in gradients.items() if key != name and number in theirs):
+                against = (gradient * other).sum().clamp_max(0)
+                result = result - against / other.square().sum().clamp_min(1e-30) * other
+            changed[name][number] = result
+    return changed
+
+
+LINKS: dict[str, Callable[[Gradients, Mapping[str, float], float], Gradients]] = {
+    "identity": identity,
+    "pcgrad": pcgrad,
+    "gradmag": gradmag,
+    "gradclip": gradclip,
+}
+
+
+def combined(
+    gradients: Gradients, weights: Mapping[str, float], chain: Iterable[tuple[str, float]]
+) -> dict[int, Tensor]:
+    """The sum of the weighted gradients after every link of a chain, by parameter."""
+    gradients = {name: _scaled(own, weights[name]) for name, own in gradients.items()}
+    for link, value in chain:
+        gradients = LINKS[link](gradients, weights, value)
+    total: dict[int, Tensor] = {}
+    for own in gradients.values():
+        for number, gradient in own.items():
+            total[number] = total[number] + gradient if number in total else gradient
+    return total
+
+
+def _scaled(gradients: dict[int, Tensor], factor: float) -> dict[int, Tensor]:
+    return {number: factor * gradient for number, gradient in gradients.items()}

@@ -1,0 +1,184 @@
+"""`tokenkit record`: a teacher reads a corpus once; students of any tokenizer are then taught from the folder."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tokenkit.config import Config, UserError, digest, resolved
+from tokenkit.data.batch import DataConfig, collate, read_training_rows, reading_of
+from tokenkit.data.example import Example, Reading, Row, make_examples
+from tokenkit.data.records import (
+    HOLDS,
+    TOKENIZER,
+    Identity,
+    Manifest,
+    Record,
+    Recording,
+    RowScores,
+    rows_identity,
+    sha256_of,
+)
+from tokenkit.data.source import describe, read_documents
+from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
+from tokenkit.models.view import ModelView
+from tokenkit.tokenizers.base import Tokenizer
+from tokenkit.tokenizers.load import load_tokenizer
+from tokenkit.train.folder import RunFolder
+from tokenkit.train.tasks.distill import boundary_mask
+from tokenkit.verbs.device import pick_device
+from tokenkit.verbs.model import ModelChoice, load_pair
+
+
+class RecordRun(Config):
+    """A run file of `tokenkit record`."""
+
+    output: Path
+    """Folder for shards, manifest.json and the teacher's tokenizer."""
+    teacher: ModelChoice
+    data: DataConfig
+    """As the students will have it. Keys that only concern a student (`train_on`, `chunks`, ...) may differ there."""
+    batch_size: int = Field(16, ge=1)
+    """Rows that the teacher reads together."""
+    shard_rows: int = Field(8192, ge=1)
+    """Rows per file; an interrupted recording loses at most so many."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Type of the forward pass; what is recorded is float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    eval: EvalConfig | None = None
+    """Also measure the teacher, so that runs on the same held-out text can show its bits per byte."""
+
+
+def record(run: RecordRun, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Writes the output folder; what the command prints."""
+    model, tokenizer = load_pair(run.teacher, pick_device(run.device))
+    rows = read_training_rows(run.data)
+    held_out = read_documents(run.eval.source) if run.eval else []
+    identity = data_identity(run.data, rows, tokenizer) | teacher_identity(run.teacher)
+    blank = Manifest(
+        teacher=run.teacher.source,
+        text=describe(run.data.source),
+        identity={**identity, "precision": run.precision},
+        rows=len(rows),
+    )
+    RunFolder(run.output).claim(resolved(run), resume=resume)
+    _keep_tokenizer(tokenizer, run.output / TOKENIZER)
+    recording = Recording(run.output, blank)
+    view, reading = ModelView(model), reading_of(run.data, tokenizer, None)
+    with _progress(len(rows), quiet) as advance:
+        for number, first in enumerate(range(0, len(rows), run.shard_rows)):
+            some = rows[first : first + run.shard_rows]
+            if not recording.has(number):
+                recording.add(number, first, _scores(run, view, tokenizer, some, reading))
+            advance(len(some))
+    figure = None
+    if run.eval:
+        figure = bits_per_byte(view, tokenizer, held_out, **run.eval.model_dump(exclude={"source"})).value
+    done = recording.finish(figure, evaluated_on(run.eval, held_out) if run.eval else None)
+    Record(run.output).check(identity)  # what leaves the house is read again
+    return {
+        "record": str(run.output),
+        "rows": done.rows,
+        "tokens": done.tokens,
+        "bytes_per_token": done.bytes_per_token,
+        "shards": len(done.shards),
+        "teacher_bits_per_byte": figure,
+    }
+
+
+def data_identity(data: DataConfig, rows: Sequence[Row], teacher: Tokenizer) -> Identity:
+    """What must be the same of a run's data where a record is written and where it is read."""
+    return rows_identity(
+        rows, teacher, format=data.format, window_bytes=data.window_bytes, template_options=data.template_options
+    )
+
+
+def teacher_identity(choice: ModelChoice) -> Identity:
+    """sha256 of a model's configuration and weight files, unread otherwise."""
+    folder = Path(choice.source)
+    if not folder.is_dir():
+        folder = _downloaded(choice)
+    parts = []
+    for path in (folder / "config.json", *sorted(folder.glob("*.safetensors"))):
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; write the folder of a Hugging Face model as teacher.source")
+        with path.open("rb") as file:
+            parts += [path.name.encode(), hashlib.file_digest(file, "sha256").digest()]
+    return {"teacher weights": sha256_of(parts)}
+
+
+def _downloaded(choice: ModelChoice) -> Path:
+    from huggingface_hub import snapshot_download  # only for hub ids: heavy to import
+    from huggingface_hub.errors import HfHubHTTPError
+
+    wanted = ["config.json", "*.safetensors"]
+    try:
+        return Path(snapshot_download(choice.source, revision=choice.revision, allow_patterns=wanted))
+    except (HfHubHTTPError, OSError) as error:
+        raise UserError(f"{choice.source}: no such folder, not loaded from the hub ({type(error).__name__})") from None
+
+
+def evaluated_on(config: EvalConfig, held_out: list[str]) -> str:
+    """A fingerprint of held-out text and of the context it is read with."""
+    how = digest(resolved(config)["context_tokens"]) + digest(resolved(config)["stride_tokens"])
+    return sha256_of([how.encode(), *(text.encode() for text in held_out)])
+
+
+def _keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes the teacher's tokenizer, whole or not at all, and reads it back."""
+    if not folder.exists():
+        draft = folder.with_name(f".{folder.name}.draft")
+        shutil.rmtree(draft, ignore_errors=True)  # of a recording that was killed while it wrote
+        draft.mkdir()
+        tokenizer.save(draft)
+        draft.rename(folder)
+    again = load_tokenizer(str(folder))
+    if (again.fingerprint, again.chat_template) != (tokenizer.fingerprint, tokenizer.chat_template):
+        raise UserError(f"{folder}: does not hold the teacher's tokenizer; write output=... with a new name")
+
+
+@torch.no_grad()
+def _scores(
+    run: RecordRun, view: ModelView, tokenizer: Tokenizer, rows: Sequence[Row], reading: Reading
+) -> list[RowScores]:
+    """What the teacher says of each row: of every token, because which ones a student learns is the student's."""
+    examples = [_all_scored(example) for example in make_examples(rows, tokenizer, None, reading)]
+    boundary = boundary_mask(view, tokenizer)
+    found: dict[int, RowScores] = {}
+    for some in _batches(examples, run.batch_size):
+        batch = collate([examples[i] for i in some], some).to(view.model.device)
+        inputs, labels = batch.tensors["student_inputs"], batch.tensors["student_labels"]
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
+            leaves = view.leaves(set(HOLDS), inputs, labels, boundary)
+        label, mass = (leaves[name].float().cpu().numpy() for name in HOLDS)
+        for place, row in enumerate(some):
+            ids = examples[row].student.ids
+            found[row] = RowScores(ids, label[place, : len(ids) - 1], mass[place, 1 : len(ids)])
+    return [found[row] for row in range(len(rows))]
+
+
+def _all_scored(example: Example) -> Example:
+    return replace(example, student=replace(example.student, trained=np.ones(len(example.student.ids), np.bool_)))
+
+
+def _batches(examples: list[Example], size: int) -> Iterator[list[int]]:
+    """Rows of like length together, so that little is padding."""
+    order = sorted(range(len(examples)), key=lambda row: len(examples[row].student.ids))
+    return (order[start : start + size] for start in range(0, len(order), size))
+
+
+@contextmanager
+def _progress(rows: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    columns = (TextColumn("recording"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as bar:
+        task = bar.add_task("recording", total=rows)
+        yield lambda count: bar.advance(task, count)
