@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from tokenkit.config import build
+from tokenkit.config import UserError, build
 from tokenkit.models.load import head_matrix, input_matrix, load_model
 from tokenkit.models.view import ModelView
 from tokenkit.tokenizers.load import load_tokenizer
@@ -135,3 +135,9 @@ def test_conversations_are_distilled_across_families(run, tmp_path, bpe):
     assert losses[-1] < 0.95 * losses[0]
     student = load_tokenizer(str(tmp_path / "out/model"))
     assert {"<|im_start|>", "<|im_end|>"} <= student.special_tokens.keys()
+
+
+def test_a_balance_without_a_trained_layer_is_refused_before_anything_is_written(run, tmp_path):
+    with pytest.raises(UserError, match="nothing is trained in the last layer"):
+        distill(run(train={"mode": "embeddings", "balance": "gradnorm"}), quiet=True)
+    assert not (tmp_path / "out").exists()

@@ -32,6 +32,7 @@ from tokenkit.tokenizers.base import Tokenizer, require_lossless
 from tokenkit.tokenizers.bytelevel import ByteTokenizer
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.tokenizers.spec import TokenizerSpec
+from tokenkit.train.balance import build_balance
 from tokenkit.train.folder import RunFolder, write_json
 from tokenkit.train.loop import train
 from tokenkit.train.schema import TrainConfig
@@ -116,6 +117,8 @@ def distill(run: DistillRun, *, resume: bool = False, quiet: bool = False) -> di
     live, record = (None, sides.teacher) if isinstance(sides.teacher, Record) else (sides.teacher, None)
     if record is not None:
         _check_record(run, record, objective, rows, sides.teacher_tokenizer)
+    # refuses before a file is written
+    build_balance(run.train.balance, list(objective.weights()), sides.student.model, [])
     folder = _claim(run, resume)
     measure = measurement(run.eval, sides.student, sides.student_tokenizer, held_out)
     before = _before_training(run, sides, held_out, measure)
