@@ -12,16 +12,21 @@ from tokenkit.report.curves import panels
 from tokenkit.report.tables import gap_sentence, grouped
 
 
-def write_page(folder: Path) -> Path:
-    """`folder/report.html`, from `folder/report.json` and the metrics it names; replaced whole or not at all."""
-    report = read_report(folder)
-    templates = jinja2.Environment(
+def page_templates() -> jinja2.Environment:
+    """What renders the pages of this folder: everything escaped, nothing undefined."""
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def write_page(folder: Path) -> Path:
+    """`folder/report.html`, from `folder/report.json` and the metrics it names; replaced whole or not at all."""
+    report = read_report(folder)
+    templates = page_templates()
     templates.filters["readable"] = partial(visible, keep="\n\t\N{ZERO WIDTH JOINER}")
     text = templates.get_template("page.html.jinja").render(
         report=report,

@@ -3,11 +3,10 @@
 import os
 from pathlib import Path
 
-import jinja2
-
 from tokenkit.align.show import Comparison, Token, rows
 from tokenkit.config import UserError
 from tokenkit.report.aligned import visible
+from tokenkit.report.page import page_templates
 from tokenkit.version import __version__
 
 TONES = 6  # colours, defined in pair.css
@@ -15,13 +14,7 @@ TONES = 6  # colours, defined in pair.css
 
 def write_pair_page(found: Comparison, path: Path) -> None:
     """The page at `path`, replaced whole or not at all."""
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    templates = page_templates()
     templates.filters["visible"] = visible
     text = templates.get_template("pair.html.jinja").render(
         found=found, counts=found.counts, sides=_sides(found), version=__version__
