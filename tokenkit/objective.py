@@ -1,6 +1,7 @@
 """The `losses:` section of a run file, read against the signatures of the losses."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from tokenkit.config import Config, UserError
 from tokenkit.losses import LOSSES, Loss, Units
-from tokenkit.quantities import DATA_LEAVES, MODEL_LEAVES, leaves_of
+from tokenkit.quantities import BY_TASK, MODEL_LEAVES, PAIR_LEAVES, SHARED_LEAVES, with_inputs
 from tokenkit.schedule import Schedule
 
 
@@ -93,6 +94,16 @@ class Term:
         """The tensors that tell which units count."""
         return self.loss.named(self.loss.unit_tensors, self.options)
 
+    @property
+    def step_tensors(self) -> list[str]:
+        """The tensors that a mean over the whole step is computed from."""
+        return self.loss.named(self.loss.step_tensors, self.options)
+
+    @property
+    def names(self) -> set[str]:
+        """Every tensor that this loss, or something it needs, is computed from."""
+        return with_inputs([*self.tensors, *self.unit_tensors, *self.step_tensors])
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -115,23 +126,59 @@ class Objective:
             raise UserError(f"losses: empty; name at least one of {names}, for example losses.alm={{}}")
         return cls(tuple(terms))
 
+    @property
+    def names(self) -> set[str]:
+        """Every tensor that some loss, or something it needs, is computed from."""
+        return {name for term in self.terms for name in term.names}
+
     def needs(self, side: Literal["student", "teacher"]) -> set[str]:
         """The model leaves (without their side) that the losses are computed from."""
-        return _model_leaves({n for term in self.terms for n in (*term.tensors, *term.unit_tensors)}, side)
+        return _model_leaves(self.names, side)
+
+    def by_task(self) -> set[str]:
+        """The tensors that the task computes from both sides, or with parts that are learnt along."""
+        return self.names & BY_TASK.keys()
+
+    def pair_needs(self) -> set[str]:
+        """The tables of the pair of tokenizers that the losses are computed from."""
+        return self.names & PAIR_LEAVES
+
+    def shared_needs(self) -> set[str]:
+        """What the losses ask of the data about both sides."""
+        return self.names & SHARED_LEAVES
+
+    def option(self, tensor: str, name: str) -> Any:
+        """The largest value of an option among the losses that read a tensor; None without one."""
+        values = [term.options[name] for term in self.terms if tensor in term.names and name in term.options]
+        return max(values, default=None)
 
     @property
     def counting_needs_teacher(self) -> bool:
-        """Whether the number of units is known only after the teacher has read the text."""
-        return bool(_model_leaves({n for term in self.terms for n in term.unit_tensors}, "teacher"))
+        """Whether the number of units, or a mean over the step, is known only after the teacher has read the text."""
+        counted = with_inputs(n for term in self.terms for n in (*term.unit_tensors, *term.step_tensors))
+        return bool(_model_leaves(counted, "teacher"))
+
+    @property
+    def counting_needs_student(self) -> bool:
+        """Whether the number of units is known only after the student has read the text."""
+        return bool(_model_leaves(with_inputs(n for term in self.terms for n in term.unit_tensors), "student"))
 
     def check_vocabularies(self, student_size: int, teacher_size: int, same_tokenizer: bool) -> None:
         """UserError where a loss wants one vocabulary and there are two."""
         for term in self.terms:
             if term.loss.one_vocabulary and not same_tokenizer:
+                others = [name for name, entry in LOSSES.items() if not entry.one_vocabulary and name != "clm"]
                 raise UserError(
                     f"losses.{term.loss.name}: needs one vocabulary, but the student's ({student_size:,} ids) and the "
-                    f"teacher's ({teacher_size:,} ids) are two; use a loss that works across tokenizers, such as alm"
+                    f"teacher's ({teacher_size:,} ids) are two; use a loss that works across tokenizers: "
+                    f"{', '.join(sorted(others))}"
                 )
+
+    def step_means(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The means over a step that losses measure against, from the tensors of its microbatches."""
+        with torch.no_grad():
+            found = [term.loss.step_mean_of(parts, term.options) for term in self.terms]
+        return {name: value for part in found for name, value in part.items()}
 
     def units(self, tensors: Mapping[str, Tensor]) -> dict[str, Units]:
         """What a microbatch is averaged over, by loss."""
@@ -139,12 +186,9 @@ class Objective:
             return {term.loss.name: term.loss.units_of(tensors, term.options) for term in self.terms}
 
     def sums(self, tensors: Mapping[str, Tensor], units: Mapping[str, Units]) -> dict[str, Tensor]:
-        """The sum of each loss over the units of a microbatch; the step's counts are yet to divide it."""
-        found = {}
-        for term in self.terms:
-            weight, values = units[term.loss.name].weight, term.loss.values(tensors, term.options)
-            found[term.loss.name] = (torch.where(weight > 0, values, 0.0) * weight).sum()
-        return found
+        """The sums of each loss's parts over a microbatch, Float[P]; the step's counts are yet to divide them."""
+        values = {term.loss.name: term.loss.values(tensors, term.options) for term in self.terms}
+        return {name: units[name].sums(value) for name, value in values.items()}
 
     def weights(self) -> dict[str, float]:
         """The weight of each loss where its schedule is at 1."""
@@ -156,6 +200,5 @@ class Objective:
         return {name: weight * factors[name] for name, weight in self.weights().items()}
 
 
-def _model_leaves(names: set[str], side: str) -> set[str]:
-    bases = {name.removeprefix(f"{side}_") for name in leaves_of(names) if name.startswith(f"{side}_")}
-    return (bases - DATA_LEAVES) & MODEL_LEAVES
+def _model_leaves(names: AbstractSet[str], side: str) -> set[str]:
+    return {name.removeprefix(f"{side}_") for name in names if name.startswith(f"{side}_")} & MODEL_LEAVES

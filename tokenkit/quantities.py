@@ -1,8 +1,8 @@
-"""Every tensor a loss may ask for, by name. Positions are shifted once, at the source: index t predicts label t.
+"""Every tensor that a loss may ask for, by name, so that a model computes only what some loss asks for.
 
-Leaves come from the data (`inputs labels label_mask chunk chunk_end`) and from a model (`hidden`, `logits`,
-`label_logp`, `boundary_logp`, `eos_logp`); the rest is derived here. Every name is used with its side:
-`student_chunk_logp`.
+Positions are shifted once, in the data: at index `t` stand the input `t` and the label that its logits predict.
+Leaves come from the data, from a model, from the pair of tokenizers or from what the task learns; the rest is derived
+here. Every name but those of the pair is used with its side: `student_chunk_logp`.
 """
 
 import inspect
@@ -13,20 +13,34 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 SIDES = ("student", "teacher")
-DATA_LEAVES = frozenset({"inputs", "labels", "label_mask", "chunk", "chunk_end"})
-MODEL_LEAVES = frozenset({"hidden", "logits", "label_logp", "boundary_logp", "eos_logp"})
+DATA_LEAVES = frozenset({"inputs", "labels", "label_mask", "token_mask", "chunk", "chunk_end"})
+SCORES = frozenset({"label_logp", "boundary_logp", "eos_logp", "top_logp", "top_ids", "tail_logp"})
+MODEL_LEAVES = SCORES | {"hidden", "embeds", "layers", "qkv", "logits"}
+SHARED_LEAVES = frozenset({"space_after"})  # of the data, without a side
+PAIR_LEAVES = frozenset(
+    {"exact_pairs", "mined_pairs", "unbiased_pairs", "mined_ids", "projection_ids", "projection_weights"}
+)
+STEP_MEAN = "step_mean"  # ends the name of a mean over the whole step, which a loss takes beforehand
+_DUAL = tuple(f"{side}_{name}" for side in SIDES for name in ("hidden", "embeds", "token_mask", "chunk_end"))
+BY_TASK: dict[str, tuple[str, ...]] = {  # what the task computes from what both sides say, or with parts learnt along
+    "student_top_logp": ("teacher_top_ids",),
+    "student_tail_logp": ("teacher_top_ids",),
+    "student_projected_hidden": ("student_hidden",),
+    "dual_student_logits": _DUAL,
+    "dual_teacher_logits": _DUAL,
+}
 
 
 def chunk_logp(
     label_logp: Float[Tensor, "B T"], chunk: Int[Tensor, "B T"], chunk_end: Int[Tensor, "B C"]
 ) -> Float[Tensor, "B C"]:
     """Log-probability of each chunk: the sum over its scored tokens, in nats; 0 where it has none."""
-    return _sum_by_chunk(label_logp, chunk, chunk_end.shape[1])
+    return sum_by_chunk(label_logp, chunk, chunk_end.shape[1])
 
 
 def chunk_tokens(chunk: Int[Tensor, "B T"], chunk_end: Int[Tensor, "B C"]) -> Int[Tensor, "B C"]:
     """Number of scored tokens of each chunk."""
-    return _sum_by_chunk(torch.ones_like(chunk), chunk, chunk_end.shape[1])
+    return sum_by_chunk(torch.ones_like(chunk), chunk, chunk_end.shape[1])
 
 
 def chunk_boundary_logp(boundary_logp: Float[Tensor, "B T"], chunk_end: Int[Tensor, "B C"]) -> Float[Tensor, "B C"]:
@@ -39,14 +53,60 @@ def chunk_eos_logp(eos_logp: Float[Tensor, "B T"], chunk_end: Int[Tensor, "B C"]
     return eos_logp.gather(1, chunk_end.clamp_min(0))
 
 
-def _sum_by_chunk(values: Tensor, chunk: Int[Tensor, "B T"], num_chunks: int) -> Tensor:
-    sums = values.new_zeros(values.shape[0], num_chunks + 1)  # the last column takes what is in no chunk
+def chunk_hidden(hidden: Float[Tensor, "B T D"], chunk_end: Int[Tensor, "B C"]) -> Float[Tensor, "B C D"]:
+    """Last hidden state at the last token of each chunk; of position 0 where it has none."""
+    return at_chunk_ends(hidden, chunk_end)
+
+
+def chunk_projected_hidden(
+    projected_hidden: Float[Tensor, "B T D"], chunk_end: Int[Tensor, "B C"]
+) -> Float[Tensor, "B C D"]:
+    """`chunk_hidden` of the student, mapped to the teacher's width."""
+    return at_chunk_ends(projected_hidden, chunk_end)
+
+
+def chunk_layers(layers: Float[Tensor, "B T L D"], chunk_end: Int[Tensor, "B C"]) -> Float[Tensor, "B C L D"]:
+    """Hidden states of all layers at the last token of each chunk, the input embeddings first."""
+    return at_chunk_ends(layers, chunk_end)
+
+
+def chunk_qkv(qkv: Float[Tensor, "B T L D"], chunk_end: Int[Tensor, "B C"]) -> Float[Tensor, "B C L D"]:
+    """Queries, keys and values of every layer at the last token of each chunk, side by side."""
+    return at_chunk_ends(qkv, chunk_end)
+
+
+def chunk_logits(logits: Float[Tensor, "B T V"], chunk_end: Int[Tensor, "B C"]) -> Float[Tensor, "B C V"]:
+    """Logits of what follows right after each chunk; of position 0 where it has none."""
+    return at_chunk_ends(logits, chunk_end)
+
+
+def at_chunk_ends(values: Tensor, chunk_end: Int[Tensor, "B C"]) -> Tensor:
+    """Rows of [B, T, ...] at the last token of each chunk, [B, C, ...]; of position 0 where it has none."""
+    rows = torch.arange(len(values), device=values.device).unsqueeze(1)
+    return values[rows, chunk_end.clamp_min(0)]
+
+
+def sum_by_chunk(values: Tensor, chunk: Int[Tensor, "B T"], num_chunks: int) -> Tensor:
+    """Sums of [B, T, ...] over the positions that predict each chunk's tokens, [B, C, ...]."""
+    sums = values.new_zeros(values.shape[0], num_chunks + 1, *values.shape[2:])  # the last takes what is in no chunk
     index = torch.where(chunk < 0, num_chunks, chunk).long()
+    index = index.view(*index.shape, *[1] * (values.ndim - 2)).expand_as(values)
     return sums.scatter_add(1, index, values)[:, :num_chunks]
 
 
 DERIVED: dict[str, Callable[..., Tensor]] = {
-    f.__name__: f for f in (chunk_logp, chunk_tokens, chunk_boundary_logp, chunk_eos_logp)
+    f.__name__: f
+    for f in (
+        chunk_logp,
+        chunk_tokens,
+        chunk_boundary_logp,
+        chunk_eos_logp,
+        chunk_hidden,
+        chunk_projected_hidden,
+        chunk_layers,
+        chunk_qkv,
+        chunk_logits,
+    )
 }
 
 
@@ -62,6 +122,10 @@ def inputs_of(name: str) -> list[str]:
     """The names a quantity is computed from; none for a leaf."""
     if name in BOTH_SIDES:
         return list(inspect.signature(BOTH_SIDES[name]).parameters)
+    if name in BY_TASK:
+        return list(BY_TASK[name])
+    if name in SHARED_LEAVES | PAIR_LEAVES or name.endswith(STEP_MEAN):
+        return []
     side, _, base = name.partition("_")
     if side not in SIDES or base not in DATA_LEAVES | MODEL_LEAVES | DERIVED.keys():
         raise KeyError(f"no quantity is called {name!r}")
@@ -70,9 +134,14 @@ def inputs_of(name: str) -> list[str]:
 
 def leaves_of(names: Iterable[str]) -> set[str]:
     """The leaves that a set of quantities is computed from."""
+    return {name for name in with_inputs(names) if not inputs_of(name)}
+
+
+def with_inputs(names: Iterable[str]) -> set[str]:
+    """A set of quantities and everything on the way to their leaves."""
     names = set(names)
-    derived = {name for name in names if inputs_of(name)}
-    return (names - derived) | (leaves_of(i for name in derived for i in inputs_of(name)) if derived else set())
+    further = {i for name in names for i in inputs_of(name)} - names
+    return names | with_inputs(further) if further else names
 
 
 class Quantities(Mapping[str, Tensor]):
@@ -83,7 +152,7 @@ class Quantities(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._known:
-            parents = inputs_of(name)
+            parents = [] if name in BY_TASK else inputs_of(name)
             if not parents:
                 raise KeyError(f"the task did not yield {name!r}; it yields {sorted(self._known)}")
             fn = BOTH_SIDES[name] if name in BOTH_SIDES else DERIVED[name.partition("_")[2]]

@@ -70,7 +70,7 @@ def test_scores_equal_the_log_softmax_of_the_models_own_logits(name):
     boundary, eos = torch.arange(97) % 3 == 0, torch.arange(97) == 5
     logits = model(input_ids=ids, use_cache=False).logits
     needs = {"label_logp", "boundary_logp", "eos_logp", "logits"}
-    found = view.leaves(needs, ids, labels, boundary, eos)
+    found = view.leaves(needs, ids, labels, {"boundary_logp": boundary, "eos_logp": eos})
     label, mass = token_scores_dense(logits, labels, boundary)
     expected = {"label_logp": label, "boundary_logp": mass, "eos_logp": logits.log_softmax(-1)[..., 5]}
     for key, value in expected.items():
@@ -98,5 +98,5 @@ def test_the_old_bias_goes_with_the_old_head():
     before = model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
     model.resize_token_embeddings(64, mean_resizing=False)
     teacher = ModelView(model, tables={**tables, "input": model.get_input_embeddings().weight.detach()})
-    found = teacher.leaves({"label_logp"}, ids, torch.full((1, 8), 90), None)["label_logp"]
+    found = teacher.leaves({"label_logp"}, ids, torch.full((1, 8), 90))["label_logp"]
     torch.testing.assert_close(found, before[..., 90])

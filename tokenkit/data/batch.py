@@ -1,6 +1,7 @@
 """Examples → padded tensors, shifted once: at index t stand the input, and the label that its logits predict."""
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tokenkit.align.bias import load_bias
+from tokenkit.align.boundary import space_tokens
 from tokenkit.align.modes import ModeName, chunk_mode
 from tokenkit.config import Config
 from tokenkit.data.example import PLAIN, Example, Reading, Row, Side, SpecialTokens, Window, cut, make_examples
@@ -45,6 +47,8 @@ class DataConfig(Config):
     bias: Path | None = None
     """For `unbiased`: the folder that `tokenkit tokenizer-info` wrote for this pair."""
     bias_threshold: float = Field(0.1, ge=0, le=1)
+    mined: Path | None = None
+    """For losses over MinED's token map: the folder of `tokenkit mined-mapping`; without one it is made at start."""
     special_tokens_mode: SpecialTokens = "identity"
     """Special tokens of both sides are compared by their places; or none is; or all but padding tokens are."""
 
@@ -70,6 +74,11 @@ def collate(examples: list[Example], rows: list[int], record: Record | None = No
     teachers = [e.teacher for e in examples if e.teacher is not None]
     if teachers:
         tensors |= _side("teacher", teachers, num_chunks)
+    closed = [e.space_after for e in examples if e.space_after is not None]
+    if closed:
+        tensors["space_after"] = torch.zeros(len(examples), num_chunks, dtype=torch.bool)
+        for row, values in enumerate(closed):
+            tensors["space_after"][row, : len(values)] = torch.from_numpy(values)
     if record is not None:
         tensors |= record.leaves(rows, teachers, tensors["teacher_inputs"].shape[1])
     scored = int(tensors["student_label_mask"].sum())
@@ -82,14 +91,17 @@ def _side(name: str, sides: list[Side], num_chunks: int) -> dict[str, Tensor]:
     inputs = np.zeros(shape, np.int64)
     labels, chunk = np.full(shape, NO_LABEL, np.int64), np.full(shape, -1, np.int64)
     chunk_end = np.full((len(sides), num_chunks), -1, np.int64)
+    token_mask = np.zeros(shape, np.bool_)
     for row, side in enumerate(sides):
         length = len(side.ids)
         inputs[row, :length] = side.ids
+        token_mask[row, : length - 1] = True  # something follows, learnt or not
         labels[row, : length - 1] = np.where(side.trained[1:], side.ids[1:], NO_LABEL)
         chunk[row, : length - 1] = side.chunk[1:]  # the first token is given, never scored
         inside = np.flatnonzero(side.chunk >= 0)
         chunk_end[row, side.chunk[inside]] = inside  # ascending, so a chunk's last token stays
     tensors = {"inputs": inputs, "labels": labels, "chunk": chunk, "chunk_end": chunk_end, "label_mask": labels >= 0}
+    tensors["token_mask"] = token_mask
     return {f"{name}_{key}": torch.from_numpy(value) for key, value in tensors.items()}
 
 
@@ -101,14 +113,22 @@ def read_training_rows(data: DataConfig) -> list[Window] | list[Dialogue]:
     return read_dialogues(data.source, column)
 
 
-def reading_of(data: DataConfig, student: Tokenizer, teacher: Tokenizer | None) -> Reading:
-    """How the rows of a pair of tokenizers are read; UserError where the bias of another pair is named."""
+def reading_of(
+    data: DataConfig, student: Tokenizer, teacher: Tokenizer | None, shared_needs: AbstractSet[str] = frozenset()
+) -> Reading:
+    """How the rows of a pair of tokenizers are read; UserError where the bias of another pair is named.
+
+    `shared_needs` are the tensors about both sides that losses ask for.
+    """
     mode = None
     if teacher is not None and data.chunks != "unconstrained":
         bias = load_bias(data.bias, teacher, student) if data.bias is not None else None
         mode = chunk_mode(data.chunks, teacher, student, bias, data.bias_threshold)
     longest = data.window_bytes if data.format == "chat" else None
-    return Reading(mode, data.special_tokens_mode, longest, data.train_on, data.template_options)
+    spaces = None
+    if teacher is not None and "space_after" in shared_needs:
+        spaces = space_tokens(teacher), space_tokens(student)
+    return Reading(mode, data.special_tokens_mode, longest, data.train_on, data.template_options, spaces)
 
 
 class Batches:

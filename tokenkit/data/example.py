@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Int64
 from numpy import ndarray
 
-from tokenkit.align.modes import Mode
+from tokenkit.align.modes import Mode, closed_by_space
 from tokenkit.align.spans import align, keep_chunks, mask_tokens, trained_chunks, truncate
 from tokenkit.data.messages import Dialogue
 from tokenkit.tokenizers.base import TEXT_SEGMENT, Encoding, Tokenizer, framed
@@ -46,6 +46,8 @@ class Example:
     teacher: Side | None
     num_chunks: int
     num_bytes: int
+    space_after: Bool[ndarray, "K"] | None = None
+    """Chunks after which both sides go on with a space, or which end in a special token; where it is asked for."""
 
 
 SpecialTokens = Literal["identity", "ignore", "ignore_pad"]
@@ -60,6 +62,8 @@ class Reading:
     max_tokens: int | None = None  # a longer conversation is cut, on both sides at the same byte
     train_on: TrainOn = "assistant"
     template_options: Mapping[str, Any] = field(default_factory=dict)
+    spaces: tuple[Bool[ndarray, "Vt"], Bool[ndarray, "Vs"]] | None = None
+    """The teacher's and the student's tokens that begin with a space, where `space_after` is wanted."""
 
 
 PLAIN = Reading()
@@ -154,11 +158,13 @@ def _example(
         found = keep_chunks(found, kept)
     if reading.mode is not None:  # after that: a joined chunk never reaches over one that does not count
         found = reading.mode(teacher.encoding, student.encoding, found)
+    closed = closed_by_space(teacher.encoding, student.encoding, found, *reading.spaces) if reading.spaces else None
     return Example(
         Side(student.encoding.ids, found.chunk_b, student.trained),
         Side(teacher.encoding.ids, found.chunk_a, teacher.trained),
         len(found),
         student.num_bytes,
+        closed,
     )
 
 

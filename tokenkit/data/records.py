@@ -63,6 +63,8 @@ class Manifest(Config):
     bytes_per_token: float = 0.0
     """Bytes of all shards, over the teacher's tokens."""
     teacher_bits_per_byte: float | None = None
+    hidden_width: int | None = None
+    """Channels of the teacher's hidden states, where they are recorded."""
     evaluated_on: str | None = None
     """Fingerprint of the held-out text and the context it was read with."""
     shards: tuple[Shard, ...] = ()

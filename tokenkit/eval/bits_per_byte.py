@@ -102,5 +102,5 @@ def _score(view: ModelView, rows: list[tuple[list[int], int]]) -> float:
         inputs[number, : len(ids)] = torch.tensor(ids)
         labels[number, first - 1 : len(ids) - 1] = torch.tensor(ids[first:])
     device = view.model.device
-    leaves = view.leaves({"label_logp"}, inputs.to(device), labels.to(device), None)
+    leaves = view.leaves({"label_logp"}, inputs.to(device), labels.to(device))
     return -leaves["label_logp"].double().sum().item()

@@ -53,7 +53,7 @@ def _logp(view: ModelView, encoding: Encoding) -> Float[ndarray, "T"]:
     ids = torch.from_numpy(encoding.ids.astype(np.int64)).to(view.model.device).unsqueeze(0)
     labels = torch.full_like(ids, -1)
     labels[:, :-1] = ids[:, 1:]
-    found = view.leaves({"label_logp"}, ids, labels, None)["label_logp"][0, :-1]
+    found = view.leaves({"label_logp"}, ids, labels)["label_logp"][0, :-1]
     return np.concatenate([[0.0], found.double().cpu().numpy()])
 
 

@@ -3,21 +3,24 @@
 A loss is a pure function of named tensors that returns one value per token or chunk. Positional parameters name
 tensors, keyword-only parameters are options and become run-file keys. Which units count is a function of its own
 (`units`), because the number of units of the whole step must be known before the first backward pass. It returns a
-mask, or a weight and a count per unit where the mean is not over units alone.
+mask; a weight and a count per unit where the mean is not over units alone; or `Units` where the loss is a sum of
+several means. A loss that measures against a mean over the whole step says how it is made (`step_mean`).
 """
 
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenkit.config import UserError
+from tokenkit.quantities import STEP_MEAN
 
 Per = Literal["token", "chunk"]
 UNITS_PER: dict[Per, str] = {"token": "student_label_mask", "chunk": "chunk_mask"}
@@ -31,6 +34,22 @@ class Units:
     weight: Float[Tensor, "B U"]
     """0 where the unit does not count and its value means nothing."""
     count: Float[Tensor, "B U"]
+    part: Int[Tensor, "U"] | None = None
+    """Which mean each unit belongs to, from 0; the loss is the sum of the means. None: one mean."""
+
+    def sums(self, values: Float[Tensor, "B U"]) -> Float[Tensor, "P"]:
+        """Weighted sum of the values of each part; what does not count is not looked at."""
+        return self._by_part(torch.where(self.weight > 0, values, 0.0) * self.weight)
+
+    def counts(self) -> Float[Tensor, "P"]:
+        """What divides the sum of each part, in float64."""
+        return self._by_part(self.count.double())
+
+    def _by_part(self, values: Float[Tensor, "B U"]) -> Float[Tensor, "P"]:
+        if self.part is None:
+            return values.sum().unsqueeze(0)
+        sums = values.new_zeros(int(self.part[-1]) + 1)
+        return sums.index_add(0, self.part, values.sum(0))
 
 
 @dataclass(frozen=True)
@@ -40,11 +59,13 @@ class Loss:
     name: str
     fn: Callable[..., Tensor]
     per: Per
-    units: Callable[..., Tensor | tuple[Tensor, Tensor]] | None
+    units: Callable[..., "Tensor | tuple[Tensor, Tensor] | Units"] | None
     reads: Callable[[Options], Mapping[str, str]] | None = None
     """Options → parameters that stand for another tensor than the one of their name."""
     presets: Mapping[str, Options] = field(default_factory=dict)
     """Named sets of options; what a run file writes itself goes before."""
+    step_mean: Callable[..., tuple[Tensor, Tensor]] | None = None
+    """Data and teacher tensors → a sum and what divides it, both added up over the microbatches of a step."""
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -62,11 +83,17 @@ class Loss:
         return _parameters(self.units, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
     @property
+    def step_tensors(self) -> tuple[str, ...]:
+        """What the mean over the step is computed from."""
+        return _parameters(self.step_mean, inspect.Parameter.POSITIONAL_OR_KEYWORD) if self.step_mean else ()
+
+    @property
     def one_vocabulary(self) -> bool:
-        """Whether student and teacher logits share an axis `V` in the signature."""
+        """Whether the logits of both sides, or their best ids' scores, share their last axis in the signature."""
         annotations = inspect.get_annotations(self.fn)
-        sides = [name for name in ("student_logits", "teacher_logits") if name in annotations]
-        return len(sides) == 2 and all("V" in annotations[name].dim_str.split() for name in sides)
+        pairs = [[f"{side}_{name}" for side in ("student", "teacher")] for name in ("logits", "top_logp")]
+        axes = [[annotations[n].dim_str.split()[-1] for n in pair if n in annotations] for pair in pairs]
+        return any(len(found) == 2 and found[0] == found[1] for found in axes)
 
     @property
     def paper(self) -> str:
@@ -75,17 +102,33 @@ class Loss:
 
     def named(self, parameters: tuple[str, ...], options: Options) -> list[str]:
         """The tensors that parameters stand for under these options."""
-        other = self.reads(options) if self.reads else {}
+        other = {STEP_MEAN: self.step_mean_name, **(self.reads(options) if self.reads else {})}
         return [other.get(name, name) for name in parameters]
+
+    @property
+    def step_mean_name(self) -> str:
+        """Under which name the mean over the step stands among the tensors."""
+        return f"{self.name}.{STEP_MEAN}"
+
+    def step_mean_of(self, parts: Iterable[Mapping[str, Tensor]], options: Options) -> dict[str, Tensor]:
+        """The loss's mean over the microbatches of a step, by its name; nothing if it takes none."""
+        if self.step_mean is None:
+            return {}
+        found = [self._call(self.step_mean, tensors, options) for tensors in parts]
+        total, count = (torch.stack([pair[i] for pair in found]).sum(0) for i in (0, 1))
+        return {self.step_mean_name: total / count.clamp_min(1)}
+
+    def _call(self, fn: Callable[..., Any], tensors: Mapping[str, Tensor], options: Options) -> Any:
+        """A function of tensors by name, and of those of the options that it has parameters for."""
+        wanted = _parameters(fn, inspect.Parameter.KEYWORD_ONLY)
+        named = self.named(_parameters(fn, inspect.Parameter.POSITIONAL_OR_KEYWORD), options)
+        return fn(*(tensors[n] for n in named), **{n: options[n] for n in wanted})
 
     def units_of(self, tensors: Mapping[str, Tensor], options: Options) -> Units:
         """Weight and count of every unit; both 1 or 0 where the loss gives a mask."""
-        if self.units is None:
-            found: Tensor | tuple[Tensor, Tensor] = tensors[UNITS_PER[self.per]]
-        else:
-            wanted = _parameters(self.units, inspect.Parameter.KEYWORD_ONLY)
-            named = self.named(self.unit_tensors, options)
-            found = self.units(*(tensors[n] for n in named), **{n: options[n] for n in wanted})
+        found = self._call(self.units, tensors, options) if self.units else tensors[UNITS_PER[self.per]]
+        if isinstance(found, Units):
+            return found
         return Units(*found) if isinstance(found, tuple) else Units(found.float(), found.float())
 
     def mask(self, tensors: Mapping[str, Tensor], options: Options) -> Tensor:
@@ -107,16 +150,17 @@ def _parameters(fn: Callable[..., Any], kind: Any) -> tuple[str, ...]:
 def loss(
     *,
     per: Per,
-    units: Callable[..., Tensor | tuple[Tensor, Tensor]] | None = None,
+    units: Callable[..., Tensor | tuple[Tensor, Tensor] | Units] | None = None,
     reads: Callable[[Options], Mapping[str, str]] | None = None,
     presets: Mapping[str, Options] = MappingProxyType({}),
+    step_mean: Callable[..., tuple[Tensor, Tensor]] | None = None,
 ) -> Callable[[Callable[..., Tensor]], Callable]:
     """Registers a loss under its function's name."""
 
     def register(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if fn.__name__ in LOSSES:
             raise UserError(f"a loss called {fn.__name__!r} exists already; give yours another name")
-        LOSSES[fn.__name__] = Loss(fn.__name__, fn, per, units, reads, presets)
+        LOSSES[fn.__name__] = Loss(fn.__name__, fn, per, units, reads, presets, step_mean)
         return fn
 
     return register

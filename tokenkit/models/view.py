@@ -1,7 +1,10 @@
 """A causal language model seen as named tensors: hidden states under a linear head, teacher and student on one body."""
 
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,7 +15,11 @@ from transformers import PreTrainedModel
 from tokenkit.config import UserError
 from tokenkit.models.load import head_matrix, input_matrix, logit_settings, output_head
 from tokenkit.models.lora import lora_disabled
-from tokenkit.scores import LogitForm, token_scores
+from tokenkit.models.tap import queries_keys_values
+from tokenkit.scores import LogitForm, scores_at, token_scores, top_k_scores
+
+TOP = frozenset({"top_logp", "top_ids", "tail_logp"})
+STATES = frozenset({"embeds", "layers"})  # leaves for which the body has to return what every layer made
 
 
 class ModelView:
@@ -42,40 +49,66 @@ class ModelView:
 
     def hidden(self, inputs: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Last hidden states, as the head reads them. Right padding needs no mask under causal attention."""
+        return self._as_computed(self._body(inputs).last_hidden_state)
+
+    def _as_computed(self, states: Tensor) -> Tensor:
+        # the residual stream is float32 even under autocast; the head shall read what the rest of the body computes in
+        device = states.device.type
+        return states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else states
+
+    def _body(self, inputs: Int[Tensor, "B T"], **options: bool) -> Any:
         body = self.model.base_model
-        arguments = {"input_ids": inputs, "use_cache": False}
+        arguments = {"input_ids": inputs, "use_cache": False, **options}
         with self._adapters():
             if "input" not in self.tables:
-                hidden = body(**arguments).last_hidden_state
-            else:
-                table = input_matrix(self.model)
-                weight = next(name for name, parameter in body.named_parameters() if parameter is table)
-                hidden = functional_call(body, {weight: self.tables["input"]}, kwargs=arguments).last_hidden_state
-        device = inputs.device.type
-        # the residual stream is float32 even under autocast; the head shall read what the rest of the body computes in
-        return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
+                return body(**arguments)
+            table = input_matrix(self.model)
+            weight = next(name for name, parameter in body.named_parameters() if parameter is table)
+            return functional_call(body, {weight: self.tables["input"]}, kwargs=arguments)
 
     def leaves(
         self,
-        needs: set[str],
+        needs: AbstractSet[str],
         inputs: Int[Tensor, "B T"],
         labels: Int[Tensor, "B T"],
-        boundary: Bool[Tensor, "V"] | None,
-        eos: Bool[Tensor, "V"] | None = None,
+        sets: Mapping[str, Bool[Tensor, "V"]] = MappingProxyType({}),
+        *,
+        top_k: int | None = None,
+        top_ids: Int[Tensor, "B T K"] | None = None,
     ) -> dict[str, Tensor]:
-        """The model leaves that are asked for, the masses of these token sets; labels below 0 are not scored."""
-        hidden = self.hidden(inputs)
+        """The model leaves that are asked for; labels below 0 are not scored.
+
+        `sets` are token sets by the leaf that is their mass. The `top_logp` are of this model's own `top_k` best ids,
+        or of the `top_ids` of another one.
+        """
         found: dict[str, Tensor] = {}
-        if "hidden" in needs:
-            found["hidden"] = hidden
+        with queries_keys_values(self.model, "qkv" in needs) as tapped:
+            output = self._body(inputs, **({"output_hidden_states": True} if needs & STATES else {}))
+        if needs & STATES:
+            states = output.hidden_states
+            found = {"embeds": states[0], "layers": torch.stack([*states[:-1], output.last_hidden_state], 2)}
+        if "qkv" in needs:
+            found["qkv"] = tapped.stacked()
+        hidden = self._as_computed(output.last_hidden_state)
+        found["hidden"] = hidden
         if "logits" in needs:
             found["logits"] = self.form()((hidden @ self.head().to(hidden.dtype).T).float())
-        sets = {name: ids for name, ids in (("boundary_logp", boundary), ("eos_logp", eos)) if name in needs}
-        if "label_logp" in needs and not sets:
+        masses = [name for name in sets if name in needs]
+        if "label_logp" in needs and not masses:
             found["label_logp"], _ = token_scores(hidden, self.head(), labels, None, self.form())
-        for name, ids in sets.items():
-            found["label_logp"], found[name] = token_scores(hidden, self.head(), labels, ids, self.form())
-        return found
+        for name in masses:
+            found["label_logp"], found[name] = token_scores(hidden, self.head(), labels, sets[name], self.form())
+        if needs & TOP:
+            found |= self._top(hidden, top_k, top_ids)
+        return {name: tensor for name, tensor in found.items() if name in needs}
+
+    def _top(self, hidden: Tensor, top_k: int | None, top_ids: Tensor | None) -> dict[str, Tensor]:
+        if top_ids is not None:
+            logp, tail = scores_at(hidden, self.head(), top_ids, self.form())
+            return {"top_logp": logp, "top_ids": top_ids, "tail_logp": tail}
+        assert top_k is not None, "a loss that reads the best ids has an option top_k"
+        logp, ids, tail = top_k_scores(hidden, self.head(), min(top_k, self.vocab_rows), self.form())
+        return {"top_logp": logp, "top_ids": ids, "tail_logp": tail}
 
     @contextmanager
     def _adapters(self) -> Iterator[None]:
@@ -84,6 +117,14 @@ class ModelView:
         else:
             with lora_disabled(self.model):
                 yield
+
+
+@torch.no_grad()
+def state_shape(view: ModelView, name: str) -> tuple[int, int]:
+    """How many layers the leaf `layers` or `qkv` of a model has, and how many channels each."""
+    ids = torch.zeros(1, 1, dtype=torch.long, device=view.model.device)
+    layers, width = view.leaves({name}, ids, ids)[name].shape[-2:]
+    return layers, width
 
 
 @torch.no_grad()

@@ -41,28 +41,76 @@ def accumulate_gradients(
     """
     objective = task.objective
     weights = objective.weights() if weights is None else weights
-    prepared: list[tuple[Batch, dict[str, Tensor] | None, dict[str, Units]]] = []
-    for batch in batches:
-        batch = batch.to(task.device)
-        teacher = task.teacher_tensors(batch) if objective.counting_needs_teacher else None
-        prepared.append((batch, teacher, objective.units(Quantities(batch.tensors, teacher or {}))))
-    counts = {n: sum(units[n].count.double().sum().item() for _, _, units in prepared) for n in objective.weights()}
+    read = _Reading(task, batches, seed)
+    counts = {name: torch.stack([u[name].counts() for u in read.units]).sum(0) for name in objective.weights()}
 
     def shares(number: int) -> dict[str, Tensor]:
         """What a microbatch adds to the mean of each loss over the step; a loss without units is left out."""
-        batch, teacher, units = prepared[number]
-        teacher = task.teacher_tensors(batch) if teacher is None else teacher
-        torch.manual_seed(seed + number)
-        sums = objective.sums(Quantities(batch.tensors, teacher, task.student_tensors(batch)), units)
-        return {name: value / counts[name] for name, value in sums.items() if counts[name]}
+        sums = objective.sums(read.tensors(number), read.units[number])
+        found = {}
+        for name, value in sums.items():
+            counted = counts[name] > 0
+            if counted.any():
+                found[name] = (value[counted] / counts[name][counted].to(value.dtype)).sum()
+        return found
 
-    shared = (balance or Balance()).backward([partial(shares, number) for number in range(len(prepared))], weights)
+    shared = (balance or Balance()).backward([partial(shares, number) for number in range(len(batches))], weights)
     means = {name: shared.means.get(name, 0.0) for name in counts}
     return StepResult(
         sum(weight * means[name] for name, weight in weights.items()),
         means,
-        {name: sum(int((units[name].weight > 0).sum()) for _, _, units in prepared) for name in counts},
+        {name: sum(int((units[name].weight > 0).sum()) for units in read.units) for name in counts},
         sum(batch.num_tokens for batch in batches),
         sum(batch.num_bytes for batch in batches),
         shared.weights,
     )
+
+
+class _Reading:
+    """The tensors of a step's microbatches, and what must be known of all of them before the first backward pass.
+
+    Where counting needs the teacher it reads everything first, and what is small enough is kept. Where it needs the
+    student too, the student reads a single microbatch once, and several of them a second time without gradients.
+    """
+
+    def __init__(self, task: TextTask, batches: list[Batch], seed: int):
+        self.task, self.seed = task, seed
+        objective = task.objective
+        self.batches = [batch.to(task.device) for batch in batches]
+        self.means: dict[str, Tensor] = {}
+        self._teacher: dict[int, dict[str, Tensor]] = {}
+        self._student: dict[int, dict[str, Tensor]] = {}
+        numbers = range(len(batches))
+        alone = len(batches) == 1
+        early = objective.counting_needs_teacher
+        teachers = {number: task.teacher_tensors(self.batches[number]) if early else {} for number in numbers}
+        self.means = objective.step_means([Quantities(self._data(number), teachers[number]) for number in numbers])
+        self.units: list[dict[str, Units]] = []
+        for number in numbers:
+            student: dict[str, Tensor] = {}
+            if objective.counting_needs_student:
+                with torch.set_grad_enabled(alone):
+                    student = self._read(number, teachers[number])
+            self.units.append(objective.units(Quantities(self._data(number), teachers[number], self.means, student)))
+            if alone and student:
+                self._student[number] = student
+        if early:
+            kept = {n: t for n, t in teachers.items() if alone or all(v.ndim < 3 for v in t.values())}
+            self._teacher = kept  # logits and hidden states of a whole step are more than fits: these are read again
+
+    def tensors(self, number: int) -> Quantities:
+        """Everything that is known of a microbatch, the student's with gradients."""
+        teacher = self._teacher.get(number)
+        if teacher is None:
+            teacher = self.task.teacher_tensors(self.batches[number])
+        student = self._student.pop(number, None)
+        if student is None:
+            student = self._read(number, teacher)
+        return Quantities(self._data(number), teacher, self.means, student)
+
+    def _data(self, number: int) -> dict[str, Tensor]:
+        return self.batches[number].tensors | self.task.pair
+
+    def _read(self, number: int, teacher: dict[str, Tensor]) -> dict[str, Tensor]:
+        torch.manual_seed(self.seed + number)
+        return self.task.student_tensors(self.batches[number], teacher, self.means)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from tokenkit.config import Config, UserError, dump_yaml, resolved
 from tokenkit.data.batch import Batches, DataConfig, read_training_rows, reading_of
 from tokenkit.data.example import Row
+from tokenkit.data.pair import Pair
 from tokenkit.data.records import TOKENIZER, Record
 from tokenkit.data.source import describe, read_documents
 from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
@@ -23,7 +24,7 @@ from tokenkit.models.expand import attach_expansion, old_inputs
 from tokenkit.models.generate import generate
 from tokenkit.models.load import head_matrix, input_matrix, output_head
 from tokenkit.models.lora import attach_lora
-from tokenkit.models.view import ModelView
+from tokenkit.models.view import ModelView, state_shape
 from tokenkit.objective import LossesConfig, Objective, losses_config
 from tokenkit.plugins.load import Plugin
 from tokenkit.report.content import Aligned, Bar, Chunk, Curve, Fact, Output, Report, Sample
@@ -112,11 +113,13 @@ def distill(run: DistillRun, *, resume: bool = False, quiet: bool = False) -> di
     sides = prepare(run)
     objective = _objective(run, sides)
     rows = read_training_rows(run.data)
-    reading = reading_of(run.data, sides.student_tokenizer, sides.teacher_tokenizer)
+    reading = reading_of(run.data, sides.student_tokenizer, sides.teacher_tokenizer, objective.shared_needs())
     held_out = read_documents(run.eval.source)
     live, record = (None, sides.teacher) if isinstance(sides.teacher, Record) else (sides.teacher, None)
     if record is not None:
         _check_record(run, record, objective, rows, sides.teacher_tokenizer)
+    pair = _pair(run, sides).tensors(objective.pair_needs())
+    _check_widths(objective, sides)
     # refuses before a file is written
     build_balance(run.train.balance, list(objective.weights()), sides.student.model, [])
     folder = _claim(run, resume)
@@ -129,6 +132,9 @@ def distill(run: DistillRun, *, resume: bool = False, quiet: bool = False) -> di
         live,
         sides.teacher_tokenizer,
         precision=run.train.precision,
+        pair=pair,
+        teacher_width=record.manifest.hidden_width if record is not None else None,
+        seed=run.train.seed,
     )
     batches = Batches(
         rows,
@@ -173,6 +179,42 @@ def _objective(run: DistillRun, sides: Sides) -> Objective:
         sides.student_tokenizer.fingerprint == sides.teacher_tokenizer.fingerprint,
     )
     return objective
+
+
+def _pair(run: DistillRun, sides: Sides) -> Pair:
+    rows = sides.teacher_tokenizer.vocab_size if isinstance(sides.teacher, Record) else sides.teacher.vocab_rows
+    return Pair(
+        sides.student_tokenizer,
+        sides.teacher_tokenizer,
+        sides.student.vocab_rows,
+        rows,
+        mined=run.data.mined,
+        bias=run.data.bias,
+        bias_threshold=run.data.bias_threshold,
+    )
+
+
+def _check_widths(objective: Objective, sides: Sides) -> None:
+    """UserError where hidden states of different shape would be compared."""
+    if "student_chunk_hidden" in objective.names:
+        own = sides.student.head().shape[1]
+        theirs = (
+            sides.teacher.manifest.hidden_width if isinstance(sides.teacher, Record) else sides.teacher.head().shape[1]
+        )
+        if theirs is not None and own != theirs:
+            raise UserError(
+                f"losses.hidden_states: the student's states have {own} channels and the teacher's {theirs}; write "
+                "losses.hidden_states.project=true"
+            )
+    if isinstance(sides.teacher, ModelView):
+        for name in ("layers", "qkv"):
+            if f"student_{name}" in objective.names:
+                own, theirs = (state_shape(view, name) for view in (sides.student, sides.teacher))
+                if own != theirs:
+                    raise UserError(
+                        f"losses.hidden_states.states: the student's {name} are {own[0]} of {own[1]} channels, the "
+                        f"teacher's {theirs[0]} of {theirs[1]}; write states=last, with project=true where widths differ"
+                    )
 
 
 def _claim(run: DistillRun, resume: bool) -> RunFolder:

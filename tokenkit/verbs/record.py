@@ -158,7 +158,7 @@ def _scores(
         batch = collate([examples[i] for i in some], some).to(view.model.device)
         inputs, labels = batch.tensors["student_inputs"], batch.tensors["student_labels"]
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
-            leaves = view.leaves(set(HOLDS), inputs, labels, boundary)
+            leaves = view.leaves(set(HOLDS), inputs, labels, {"boundary_logp": boundary})
         label, mass = (leaves[name].float().cpu().numpy() for name in HOLDS)
         for place, row in enumerate(some):
             ids = examples[row].student.ids

@@ -1,7 +1,9 @@
 """Text in, named tensors out: a student reads its tokens, and a teacher reads the same text in its own."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool
@@ -10,9 +12,14 @@ from torch import Tensor, nn
 from tokenkit.align.boundary import boundary_tokens
 from tokenkit.config import UserError
 from tokenkit.data.batch import Batch
+from tokenkit.models.projectors import Projectors, logits_under, no_later
 from tokenkit.models.view import ModelView
 from tokenkit.objective import Objective
+from tokenkit.quantities import SIDES
 from tokenkit.tokenizers.base import Tokenizer
+
+DUAL = {"dual_student_logits", "dual_teacher_logits"}
+TOP = "teacher_top_ids"
 
 
 class TextTask:
@@ -27,19 +34,23 @@ class TextTask:
         teacher_tokenizer: Tokenizer | None = None,
         *,
         precision: Literal["float32", "bfloat16"] = "float32",
+        pair: Mapping[str, Tensor] = MappingProxyType({}),
+        teacher_width: int | None = None,
+        seed: int = 0,
     ):
         self.objective, self.student, self.teacher = objective, student, teacher
         self.device = student.model.device
         self.precision = precision
-        self._boundary = {"student": boundary_mask(student, student_tokenizer)}
-        self._eos = {"student": eos_mask(student, student_tokenizer)}
+        self.pair = {name: tensor.to(self.device) for name, tensor in pair.items()}
+        self.projectors = _projectors(objective, student, teacher, teacher_width, seed)
+        self._sets = {"student": token_sets(student, student_tokenizer)}
         if teacher is not None and teacher_tokenizer is not None:
-            self._boundary["teacher"] = boundary_mask(teacher, teacher_tokenizer)
-            self._eos["teacher"] = eos_mask(teacher, teacher_tokenizer)
+            self._sets["teacher"] = token_sets(teacher, teacher_tokenizer)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that are learnt, by name; a tied one once."""
-        return {name: p for name, p in self.student.model.named_parameters() if p.requires_grad}
+        own = {name: p for name, p in self.student.model.named_parameters() if p.requires_grad}
+        return {**own, **self.projectors.named()}
 
     def train_mode(self, on: bool) -> None:
         """Dropout on or off in the student; a teacher that shares its body runs without in any case."""
@@ -53,26 +64,69 @@ class TextTask:
         training = self.teacher.model.training
         self.teacher.model.eval()
         with torch.no_grad(), self._autocast():
-            found = self._leaves(self.teacher, "teacher", needs, batch)
+            found = self._leaves(self.teacher, "teacher", needs, batch, top_k=self.objective.option(TOP, "top_k"))
         self.teacher.model.train(training)
         return found
 
-    def student_tensors(self, batch: Batch) -> dict[str, Tensor]:
-        """What the losses ask of the student."""
+    def student_tensors(
+        self, batch: Batch, teacher: Mapping[str, Tensor], means: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """What the losses ask of the student and of what is learnt beside it."""
+        known = {**batch.tensors, **teacher}
         with self._autocast():
-            return self._leaves(self.student, "student", self.objective.needs("student"), batch)
+            needs = self.objective.needs("student")
+            found = self._leaves(self.student, "student", needs, batch, top_ids=known.get(TOP))
+            return found | self._learned({**known, **found}, means)
 
-    def _leaves(self, view: ModelView, side: str, needs: set[str], batch: Batch) -> dict[str, Tensor]:
+    def _leaves(self, view: ModelView, side: str, needs: set[str], batch: Batch, **top: Any) -> dict[str, Tensor]:
         inputs, labels = batch.tensors[f"{side}_inputs"], batch.tensors[f"{side}_labels"]
-        if "eos_logp" in needs and not self._eos[side].any():
+        if "eos_logp" in needs and not self._sets[side]["eos_logp"].any():
             raise UserError(
                 f"losses.alm.boundary: the {side}'s tokenizer has no end-of-text token; write boundary=space"
             )
-        leaves = view.leaves(needs, inputs, labels, self._boundary[side], self._eos[side])
+        leaves = view.leaves(needs, inputs, labels, self._sets[side], **top)
         return {f"{side}_{name}": tensor for name, tensor in leaves.items()}
+
+    def _learned(self, known: Mapping[str, Tensor], means: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        wanted, found = self.objective.by_task(), {}
+        if "student_projected_hidden" in wanted:
+            found["student_projected_hidden"] = self.projectors.hidden(known["student_hidden"])
+        if wanted & DUAL and self.teacher is not None:
+            moments = means["dskd.step_mean"]
+            deviations = (moments[:, 1] - moments[:, 0].square()).clamp_min(0).sqrt()
+            causal = self.objective.option("dual_student_logits", "causal")
+            states = [known[f"{side}_{name}"] for side in SIDES for name in ("hidden", "embeds", "token_mask")]
+            seen = _no_later(known) if causal else None
+            to_student, to_teacher = self.projectors.dual(*states, deviations, seen)
+            found["dual_student_logits"] = logits_under(self.student, to_student)
+            found["dual_teacher_logits"] = logits_under(self.teacher, to_teacher)
+        return found
 
     def _autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+
+def _projectors(
+    objective: Objective, student: ModelView, teacher: ModelView | None, teacher_width: int | None, seed: int
+) -> Projectors:
+    """Freshly drawn from the run's seed, whatever was drawn before."""
+    width = teacher_width if teacher is None else teacher.head().shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = Projectors(objective.by_task(), student, width or 0)
+    return made.to(student.model.device, student.head().dtype)
+
+
+def _no_later(known: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    student, teacher = (
+        (known[f"{side}_chunk_end"], known[f"{side}_token_mask"].shape[1]) for side in ("student", "teacher")
+    )
+    return no_later(*student, *teacher), no_later(*teacher, *student)
+
+
+def token_sets(view: ModelView, tokenizer: Tokenizer) -> dict[str, Bool[Tensor, "V"]]:
+    """Rows of a model's head by the leaf that is the log of their mass."""
+    return {"boundary_logp": boundary_mask(view, tokenizer), "eos_logp": eos_mask(view, tokenizer)}
 
 
 def eos_mask(view: ModelView, tokenizer: Tokenizer) -> Bool[Tensor, "V"]:

@@ -1,0 +1,73 @@
+"""Divergences between two next-token distributions over one vocabulary, from logits; used by several losses.
+
+Natural logarithms; P is the teacher, Q the student. Entries that are impossible on a side (logit -inf) contribute
+nothing. KL: Hinton+ 2015, 1503.02531; skewed: Ko+ 2024, 2402.03898; adaptive: Wu+ 2024, 2404.02657.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Logits = Float[Tensor, "*N V"]
+Rows = Float[Tensor, "*N"]
+Divergence = Literal["kl", "reverse_kl", "skewed_kl", "skewed_reverse_kl", "adaptive_kl", "js"]
+
+
+def divergence(
+    kind: Divergence, teacher: Logits, student: Logits, *, skew: float = 0.1, adaptive_alpha: float = 0.5
+) -> Rows:
+    """The divergence of each row, in nats; `skew` and `adaptive_alpha` matter to the kinds of that name."""
+    p, q = _half_up(teacher).log_softmax(-1), _half_up(student).log_softmax(-1)
+    if kind == "skewed_kl":
+        return _kl(p, _mix(p, q, skew))
+    if kind == "skewed_reverse_kl":
+        return _kl(q, _mix(q, p, skew))
+    if kind == "adaptive_kl":
+        return _adaptive(p, q, adaptive_alpha)
+    return PLAIN[kind](p, q)
+
+
+def _half_up(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _kl(p: Tensor, q: Tensor) -> Tensor:
+    """Sum of p (log p - log q) over log-probabilities; nothing from entries that one side holds impossible."""
+    impossible = (p == -torch.inf) | (q == -torch.inf)
+    ratio = torch.where(impossible, 0.0, p) - torch.where(impossible, 0.0, q)
+    return (p.exp() * ratio).sum(-1)
+
+
+def _mix(p: Tensor, q: Tensor, share: float) -> Tensor:
+    """log(share p + (1 - share) q)."""
+    nowhere = (p == -torch.inf) & (q == -torch.inf)  # inputs, not outputs, are masked: a NaN would reach the gradient
+    a, b = (x.masked_fill(nowhere, 0.0) + math.log(s) for x, s in ((p, share), (q, 1 - share)))
+    return torch.logaddexp(a, b).masked_fill(nowhere, -torch.inf)
+
+
+def _adaptive(p: Tensor, q: Tensor, alpha: float) -> Tensor:
+    """Forward KL weighed by the gap in the tokens that hold most of the mass, reverse KL by the gap in the rest.
+
+    The tail is what is reached first, from the smallest probability up, while the sum stays below alpha.
+    """
+    with torch.no_grad():
+        rising, order = p.exp().sort(-1)
+        gap = (rising - q.exp().gather(-1, order)).abs()
+        tail = rising.cumsum(-1) < alpha
+        tail_gap = torch.where(tail, gap, 0).sum(-1)
+        head_gap = torch.where(tail, 0, gap).sum(-1)
+        total = head_gap + tail_gap
+        head_share = torch.where(total > 0, head_gap / total.clamp_min(torch.finfo(total.dtype).tiny), 0.5)
+    return head_share * _kl(p, q) + (1 - head_share) * _kl(q, p)
+
+
+def _js(p: Tensor, q: Tensor) -> Tensor:
+    mixed = _mix(p, q, 0.5)
+    return (_kl(p, mixed) + _kl(q, mixed)) / 2
+
+
+PLAIN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": _kl, "reverse_kl": lambda p, q: _kl(q, p), "js": _js}

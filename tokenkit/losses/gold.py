@@ -1,0 +1,89 @@
+"""GOLD's hybrid: tokens of both vocabularies by identity, the others by rank. Hugging Face TRL, 2025.
+
+A chunk of several tokens is one step: the distribution its last token was drawn from, times the probability of the
+tokens before it, which is the chain rule. (TRL's default multiplies the distribution of the first with later ones.)
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tokenkit.losses import loss
+from tokenkit.losses.uld import sorted_distance
+from tokenkit.quantities import sum_by_chunk
+
+SMALLEST = 1e-8
+
+
+@loss(per="chunk")
+def gold(
+    student_logits: Float[Tensor, "B T V"],
+    student_labels: Int[Tensor, "B T"],
+    student_chunk: Int[Tensor, "B T"],
+    student_chunk_end: Int[Tensor, "B C"],
+    teacher_logits: Float[Tensor, "B S W"],
+    teacher_labels: Int[Tensor, "B S"],
+    teacher_chunk: Int[Tensor, "B S"],
+    teacher_chunk_end: Int[Tensor, "B C"],
+    exact_pairs: Int[Tensor, "P 2"],
+    *,
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    matched_weight: float | None = None,
+    unmatched_weight: float | None = None,
+) -> Float[Tensor, "B C"]:
+    """Generalised Jensen-Shannon divergence of the matched tokens and L1 of the sorted others, weighed and added.
+
+    Without weights: the share of the teacher's vocabulary that is matched, and the rest. `beta` 0 is forward KL, 1
+    reverse.
+    """
+    student = chain_logp(student_logits, student_labels, student_chunk, student_chunk_end, temperature)
+    teacher = chain_logp(teacher_logits, teacher_labels, teacher_chunk, teacher_chunk_end, temperature)
+    overlap = len(exact_pairs) / teacher.shape[-1]
+    matched = overlap if matched_weight is None else matched_weight
+    unmatched = 1 - overlap if unmatched_weight is None else unmatched_weight
+    q, p = (x.clamp_min(torch.tensor(SMALLEST).log().item()) for x in _of_pairs(student, teacher, exact_pairs))
+    rest = sorted_distance(*_of_others(student.exp(), teacher.exp(), exact_pairs))
+    return matched * jensen_shannon(p, q, beta) + unmatched * rest
+
+
+def chain_logp(
+    logits: Float[Tensor, "B T V"],
+    labels: Int[Tensor, "B T"],
+    chunk: Int[Tensor, "B T"],
+    chunk_end: Int[Tensor, "B C"],
+    temperature: float,
+) -> Float[Tensor, "B C V"]:
+    """Log-probability that a chunk is its own tokens up to the last, which is each token of the vocabulary in turn."""
+    logp = (logits / temperature).log_softmax(-1)
+    label_logp = logp.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1).masked_fill(chunk < 0, 0.0)
+    last = (chunk_end - 1).clamp_min(0)  # the position that predicts the chunk's last token
+    before = sum_by_chunk(label_logp, chunk, chunk_end.shape[1]) - label_logp.gather(1, last)
+    rows = torch.arange(len(logp), device=logp.device).unsqueeze(1)
+    return logp[rows, last] + before.unsqueeze(-1)
+
+
+def jensen_shannon(p: Float[Tensor, "*N V"], q: Float[Tensor, "*N V"], beta: float) -> Float[Tensor, "*N"]:
+    """beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q, from logs; at 0 KL(p || q), at 1 reverse."""
+    if beta == 0:
+        return (p.exp() * (p - q)).sum(-1)
+    if beta == 1:
+        return (q.exp() * (q - p)).sum(-1)
+    weights = p.new_tensor([beta, 1 - beta]).log()
+    mixed = torch.logaddexp(p + weights[0], q + weights[1])
+    return (beta * p.exp() * (p - mixed) + (1 - beta) * q.exp() * (q - mixed)).sum(-1)
+
+
+def _of_pairs(student: Tensor, teacher: Tensor, pairs: Int[Tensor, "P 2"]) -> tuple[Tensor, Tensor]:
+    return student[..., pairs[:, 0]], teacher[..., pairs[:, 1]]
+
+
+def _of_others(student: Tensor, teacher: Tensor, pairs: Int[Tensor, "P 2"]) -> tuple[Tensor, Tensor]:
+    """The columns of either side that are in no pair; one column of zeros where there is none."""
+    return _without(student, pairs[:, 0]), _without(teacher, pairs[:, 1])
+
+
+def _without(values: Tensor, columns: Int[Tensor, "P"]) -> Tensor:
+    others: Bool[Tensor, "V"] = torch.ones(values.shape[-1], dtype=torch.bool, device=values.device)
+    others[columns] = False
+    return values[..., others]

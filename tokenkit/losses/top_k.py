@@ -1,0 +1,35 @@
+"""Divergence on the teacher's best tokens and one more for all the others. One vocabulary. Peng+ 2024, 2410.16215.
+
+What a recorded teacher can say of its whole distribution in a few numbers per token.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tokenkit.losses import loss
+
+SMALLEST_TAIL = -100.0  # nats; a tail of no mass at all would be -inf times 0
+
+
+@loss(per="token")
+def top_k_kl(
+    student_top_logp: Float[Tensor, "B T K"],
+    student_tail_logp: Float[Tensor, "B T"],
+    teacher_top_logp: Float[Tensor, "B T K"],
+    teacher_tail_logp: Float[Tensor, "B T"],
+    *,
+    top_k: int = 64,
+) -> Float[Tensor, "B T"]:
+    """KL(teacher || student) in nats over the `top_k` best ids and the rest; at most the KL of all ids."""
+    p, q = (
+        _with_tail(logp, tail, top_k)
+        for logp, tail in ((teacher_top_logp, teacher_tail_logp), (student_top_logp, student_tail_logp))
+    )
+    return (p.exp() * (p - q)).sum(-1)
+
+
+def _with_tail(logp: Float[Tensor, "B T K"], tail: Float[Tensor, "B T"], top_k: int) -> Float[Tensor, "B T L"]:
+    """The first ids, and the mass of all others: of those beyond `top_k`, too."""
+    rest = torch.cat([logp[..., top_k:], tail.unsqueeze(-1).clamp_min(SMALLEST_TAIL)], -1).logsumexp(-1)
+    return torch.cat([logp[..., :top_k], rest.unsqueeze(-1)], -1)

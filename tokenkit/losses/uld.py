@@ -1,0 +1,72 @@
+"""Universal logit distillation: sorted probabilities, whatever the tokens are. Boizard+ 2024, 2402.12030.
+
+As published, position t of one side is compared with position t of the other, though they stand at different places of
+the text; with `positions: aligned` the distributions after the same bytes are.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import pad
+
+from tokenkit.losses import loss
+
+
+def uld_reads(options: Mapping[str, Any]) -> dict[str, str]:
+    """Logits at the same bytes stand for those at the same position."""
+    if options["positions"] == "positional":
+        return {}
+    return {f"{side}_logits": f"{side}_chunk_logits" for side in ("student", "teacher")}
+
+
+def uld_units(
+    student_label_mask: Bool[Tensor, "B T"],
+    teacher_label_mask: Bool[Tensor, "B S"],
+    student_chunk_end: Int[Tensor, "B C"],
+    teacher_chunk_end: Int[Tensor, "B C"],
+    *,
+    positions: Literal["aligned", "positional"],
+) -> Bool[Tensor, "B U"]:
+    """Ends of chunks after which both sides have something to learn, or positions at which they have."""
+    if positions == "aligned":
+        return learnt_after(student_label_mask, student_chunk_end) & learnt_after(teacher_label_mask, teacher_chunk_end)
+    width = student_label_mask.shape[1]
+    return student_label_mask & _to_width(teacher_label_mask, width, 1)
+
+
+def learnt_after(label_mask: Bool[Tensor, "B T"], chunk_end: Int[Tensor, "B C"]) -> Bool[Tensor, "B C"]:
+    """Chunks that exist and are followed by a token that is learnt."""
+    return (chunk_end >= 0) & label_mask.gather(1, chunk_end.clamp_min(0))
+
+
+@loss(per="token", units=uld_units, reads=uld_reads)
+def uld(
+    student_logits: Float[Tensor, "B U V"],
+    teacher_logits: Float[Tensor, "B S W"],
+    *,
+    positions: Literal["aligned", "positional"] = "aligned",
+    temperature: float = 1.0,
+) -> Float[Tensor, "B U"]:
+    """L1 distance of the probabilities in falling order, the smaller vocabulary filled up with zeros; in [0, 2]."""
+    return sorted_distance(
+        (student_logits / temperature).softmax(-1),
+        _to_width(teacher_logits / temperature, student_logits.shape[1], 1).softmax(-1),
+    )
+
+
+def sorted_distance(p: Float[Tensor, "*N V"], q: Float[Tensor, "*N W"]) -> Float[Tensor, "*N"]:
+    """Sum of |p - q| after sorting both; the Wasserstein-1 distance under a cost that knows no tokens."""
+    p, q = (x.sort(-1, descending=True).values for x in (p, q))
+    width = max(p.shape[-1], q.shape[-1])
+    return (_to_width(p, width, -1) - _to_width(q, width, -1)).abs().sum(-1)
+
+
+def _to_width(values: Tensor, width: int, dim: int) -> Tensor:
+    """Cut, or filled up with zeros, to a width."""
+    missing = width - values.shape[dim]
+    if missing <= 0:
+        return values.narrow(dim, 0, width)
+    behind = [0] * (2 * (values.ndim - 1 - dim % values.ndim)) + [0, missing]
+    return pad(values, behind)
