@@ -52,10 +52,9 @@ class Pair:
         pairs = [(index, other[spelling]) for spelling, index in own.items() if spelling in other]
         specials = self.teacher.special_tokens
         pairs += [(i, specials[literal]) for literal, i in self.student.special_tokens.items() if literal in specials]
-        ends = self.student.eos_id, self.teacher.eos_id
-        matched = {i for i, _ in pairs}, {j for _, j in pairs}
-        if None not in ends and ends[0] not in matched[0] and ends[1] not in matched[1]:
-            pairs.append(ends)
+        end, other_end = self.student.eos_id, self.teacher.eos_id
+        if end is not None and other_end is not None and not any(i == end or j == other_end for i, j in pairs):
+            pairs.append((end, other_end))
         return self._inside(np.array(sorted(pairs), np.int64).reshape(-1, 2))
 
     def mined_pairs(self) -> Int64[ndarray, "P 2"]:
@@ -87,9 +86,7 @@ class Pair:
     def _mined_map(self) -> Int[ndarray, "V"]:
         if self.mined is not None:
             return load_mined(self.mined, self.teacher, self.student).teacher_id
-        log.warning(
-            "data.mined names no folder: nearest tokens are looked for now (`tokenkit mined-mapping` keeps them)"
-        )
+        log.warning("looking for nearest tokens; `tokenkit mined-mapping` keeps them for data.mined")
         return mined_map(self.student, self.teacher).teacher_id
 
     def projection_ids(self) -> Int64[ndarray, "V K"]:

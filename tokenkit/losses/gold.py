@@ -64,7 +64,7 @@ def chain_logp(
 
 
 def jensen_shannon(p: Float[Tensor, "*N V"], q: Float[Tensor, "*N V"], beta: float) -> Float[Tensor, "*N"]:
-    """beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q, from logs; at 0 KL(p || q), at 1 reverse."""
+    """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q, from logs; at 0 KL(p || q), at 1 reverse."""
     if beta == 0:
         return (p.exp() * (p - q)).sum(-1)
     if beta == 1:

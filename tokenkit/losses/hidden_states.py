@@ -3,7 +3,8 @@
 The distance is measured against how large the teacher's states are on average over the step, so that it has no unit.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,7 +21,7 @@ READS = {
 }
 
 
-def hidden_reads(options: dict) -> dict[str, str]:
+def hidden_reads(options: Mapping[str, Any]) -> dict[str, str]:
     """Which states are compared; a projection is learnt for the last ones alone."""
     return READS[options["states"], options["project"] and options["states"] == "last"]
 

@@ -24,7 +24,7 @@ def mined_units(
     teacher_chunk_tokens: Int[Tensor, "B C"],
     teacher_label_mask: Bool[Tensor, "B S"],
 ) -> Bool[Tensor, "B CT"]:
-    """First the chunks of one token on each side after which something is learnt, then positions inside other chunks."""
+    """First the chunks of one token on each side that something learnt follows, then positions inside other chunks."""
     single = (student_chunk_tokens == 1) & (teacher_chunk_tokens == 1)
     compared = single & learnt_after(student_label_mask, student_chunk_end)
     compared = compared & learnt_after(teacher_label_mask, teacher_chunk_end)

@@ -1,4 +1,4 @@
-"""X-Token: the student's probabilities through a sparse projection onto the teacher's vocabulary. NVIDIA 2026, 2605.21699.
+"""X-Token: the student's probabilities through a sparse map onto the teacher's vocabulary. NVIDIA 2026, 2605.21699.
 
 A student token that the teacher has too keeps its probability; another one hands it to the tokens that the teacher
 would spell it with, the first of them above all. Chunks of several tokens are compared by their mean distribution.
@@ -93,7 +93,7 @@ def project(
 def relaxed_pairs(
     ids: Int[Tensor, "V K"], weights: Float[Tensor, "V K"], match: float, width: int
 ) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"]]:
-    """Student and teacher ids that belong together: of several claims on a teacher token the heaviest, then the first."""
+    """Student and teacher ids that belong together; of several claims on one the heaviest, then the first."""
     weight, place = weights.max(-1)
     target = ids.gather(1, place.unsqueeze(1)).squeeze(1)
     claims = torch.nonzero((weight >= match) & (target >= 0)).squeeze(1)

@@ -213,7 +213,7 @@ def _check_widths(objective: Objective, sides: Sides) -> None:
                 if own != theirs:
                     raise UserError(
                         f"losses.hidden_states.states: the student's {name} are {own[0]} of {own[1]} channels, the "
-                        f"teacher's {theirs[0]} of {theirs[1]}; write states=last, with project=true where widths differ"
+                        f"teacher's {theirs[0]} of {theirs[1]}; write states=last, and project=true where widths differ"
                     )
 
 
