@@ -1,7 +1,7 @@
 """Divergences between two next-token distributions over one vocabulary, from logits; used by several losses.
 
 Natural logarithms; P is the teacher, Q the student. Entries that are impossible on a side (logit -inf) contribute
-nothing. KL: Hinton+ 2015, 1503.02531; skewed: Ko+ 2024, 2402.03898; adaptive: Wu+ 2024, 2404.02657.
+nothing to what would be infinite there. KL: Hinton+ 2015, 1503.02531; skewed: Ko+ 2024, 2402.03898; adaptive: Wu+ 2024, 2404.02657.
 """
 
 import math
@@ -14,6 +14,7 @@ from torch import Tensor
 
 Logits = Float[Tensor, "*N V"]
 Rows = Float[Tensor, "*N"]
+NOTHING = -1e4  # the logarithm of a probability whose exponential is 0 in every type, and whose gradient is finite
 Divergence = Literal["kl", "reverse_kl", "skewed_kl", "skewed_reverse_kl", "adaptive_kl", "js"]
 
 
@@ -22,12 +23,17 @@ def divergence(
 ) -> Rows:
     """The divergence of each row, in nats; `skew` and `adaptive_alpha` matter to the kinds of that name."""
     p, q = _half_up(teacher).log_softmax(-1), _half_up(student).log_softmax(-1)
+    if kind == "js":  # finite whatever is impossible on one side
+        return _js(p.clamp_min(NOTHING), q.clamp_min(NOTHING))
+    shown = (p > -torch.inf) & (q > -torch.inf)
+    gap = (p.exp() - q.exp()).abs().detach()
+    p, q = p.masked_fill(~shown, NOTHING), q.masked_fill(~shown, NOTHING)
     if kind == "skewed_kl":
         return _kl(p, _mix(p, q, skew))
     if kind == "skewed_reverse_kl":
         return _kl(q, _mix(q, p, skew))
     if kind == "adaptive_kl":
-        return _adaptive(p, q, adaptive_alpha)
+        return _adaptive(p, q, gap, adaptive_alpha)
     return PLAIN[kind](p, q)
 
 
@@ -36,27 +42,23 @@ def _half_up(logits: Tensor) -> Tensor:
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
-    """Sum of p (log p - log q) over log-probabilities; nothing from entries that one side holds impossible."""
-    impossible = (p == -torch.inf) | (q == -torch.inf)
-    ratio = torch.where(impossible, 0.0, p) - torch.where(impossible, 0.0, q)
-    return (p.exp() * ratio).sum(-1)
+    """Sum of p (log p - log q) over log-probabilities."""
+    return (p.exp() * (p - q)).sum(-1)
 
 
 def _mix(p: Tensor, q: Tensor, share: float) -> Tensor:
     """log(share p + (1 - share) q)."""
-    nowhere = (p == -torch.inf) & (q == -torch.inf)  # inputs, not outputs, are masked: a NaN would reach the gradient
-    a, b = (x.masked_fill(nowhere, 0.0) + math.log(s) for x, s in ((p, share), (q, 1 - share)))
-    return torch.logaddexp(a, b).masked_fill(nowhere, -torch.inf)
+    return torch.logaddexp(p + math.log(share), q + math.log1p(-share))
 
 
-def _adaptive(p: Tensor, q: Tensor, alpha: float) -> Tensor:
+def _adaptive(p: Tensor, q: Tensor, gap: Tensor, alpha: float) -> Tensor:
     """Forward KL weighed by the gap in the tokens that hold most of the mass, reverse KL by the gap in the rest.
 
     The tail is what is reached first, from the smallest probability up, while the sum stays below alpha.
     """
     with torch.no_grad():
         rising, order = p.exp().sort(-1)
-        gap = (rising - q.exp().gather(-1, order)).abs()
+        gap = gap.gather(-1, order)
         tail = rising.cumsum(-1) < alpha
         tail_gap = torch.where(tail, gap, 0).sum(-1)
         head_gap = torch.where(tail, 0, gap).sum(-1)
@@ -70,4 +72,4 @@ def _js(p: Tensor, q: Tensor) -> Tensor:
     return (_kl(p, mixed) + _kl(q, mixed)) / 2
 
 
-PLAIN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": _kl, "reverse_kl": lambda p, q: _kl(q, p), "js": _js}
+PLAIN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": _kl, "reverse_kl": lambda p, q: _kl(q, p)}

@@ -20,17 +20,18 @@ def mined_units(
     student_chunk_end: Int[Tensor, "B C"],
     student_chunk_tokens: Int[Tensor, "B C"],
     student_label_mask: Bool[Tensor, "B T"],
+    student_token_mask: Bool[Tensor, "B T"],
     teacher_chunk_end: Int[Tensor, "B C"],
     teacher_chunk_tokens: Int[Tensor, "B C"],
     teacher_label_mask: Bool[Tensor, "B S"],
+    teacher_token_mask: Bool[Tensor, "B S"],
 ) -> Bool[Tensor, "B CT"]:
     """First the chunks of one token on each side that something learnt follows, then positions inside other chunks."""
     single = (student_chunk_tokens == 1) & (teacher_chunk_tokens == 1)
-    compared = single & learnt_after(student_label_mask, student_chunk_end)
-    compared = compared & learnt_after(teacher_label_mask, teacher_chunk_end)
+    compared = single & learnt_after(student_label_mask, student_token_mask, student_chunk_end)
+    compared = compared & learnt_after(teacher_label_mask, teacher_token_mask, teacher_chunk_end)
     inside_single = single.gather(1, student_chunk.clamp_min(0)) if single.shape[1] else student_chunk >= 0
-    text = (student_chunk >= 0) & student_label_mask & ~inside_single
-    return torch.cat([compared, text], 1)
+    return torch.cat([compared, (student_chunk >= 0) & ~inside_single], 1)
 
 
 @loss(per="chunk", units=mined_units)

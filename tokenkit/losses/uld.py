@@ -23,22 +23,27 @@ def uld_reads(options: Mapping[str, Any]) -> dict[str, str]:
 
 def uld_units(
     student_label_mask: Bool[Tensor, "B T"],
-    teacher_label_mask: Bool[Tensor, "B S"],
+    student_token_mask: Bool[Tensor, "B T"],
     student_chunk_end: Int[Tensor, "B C"],
+    teacher_label_mask: Bool[Tensor, "B S"],
+    teacher_token_mask: Bool[Tensor, "B S"],
     teacher_chunk_end: Int[Tensor, "B C"],
     *,
     positions: Literal["aligned", "positional"],
 ) -> Bool[Tensor, "B U"]:
-    """Ends of chunks after which both sides have something to learn, or positions at which they have."""
+    """Ends of chunks after which both sides learn what follows, or positions at which they do."""
     if positions == "aligned":
-        return learnt_after(student_label_mask, student_chunk_end) & learnt_after(teacher_label_mask, teacher_chunk_end)
+        student = learnt_after(student_label_mask, student_token_mask, student_chunk_end)
+        return student & learnt_after(teacher_label_mask, teacher_token_mask, teacher_chunk_end)
     width = student_label_mask.shape[1]
     return student_label_mask & _to_width(teacher_label_mask, width, 1)
 
 
-def learnt_after(label_mask: Bool[Tensor, "B T"], chunk_end: Int[Tensor, "B C"]) -> Bool[Tensor, "B C"]:
-    """Chunks that exist and are followed by a token that is learnt."""
-    return (chunk_end >= 0) & label_mask.gather(1, chunk_end.clamp_min(0))
+def learnt_after(
+    label_mask: Bool[Tensor, "B T"], token_mask: Bool[Tensor, "B T"], chunk_end: Int[Tensor, "B C"]
+) -> Bool[Tensor, "B C"]:
+    """Chunks that exist and are followed by a token that is learnt, or by nothing."""
+    return (chunk_end >= 0) & (label_mask | ~token_mask).gather(1, chunk_end.clamp_min(0))
 
 
 @loss(per="token", units=uld_units, reads=uld_reads)
