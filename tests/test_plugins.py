@@ -114,8 +114,6 @@ MISTAKES = {
     HEAD + '@loss(per="token")\ndef mine(student_label_logp: BT = None):\n    return 0': "cannot have a default",
     HEAD
     + '@loss(per="token")\ndef mine(student_label_logp: BT, *, by: Tensor = None):\n    return 0': "no run file can",
-    HEAD + 'def units(student_logits: BTV):\n    return 0\n@loss(per="token", units=units)\n'
-    "def mine(student_label_logp: BT):\n    return 0": "its units read student_logits; they are counted before",
     "from __future__ import annotations\n"
     + HEAD
     + '@loss(per="token")\ndef mine(student_label_logp: BT):\n    return 0': "annotation as text",

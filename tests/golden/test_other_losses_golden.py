@@ -1,6 +1,6 @@
 """Hidden states, DSKD, ULD, MinED and the divergences against stored values and gradients, corrected where they err.
 
-Every stored case is compared, in float64 and float32. Stored positions are those of tokens; ours are those that predict.
+Every stored case is compared, in float64 and float32. Stored positions are those of tokens, ours those that predict.
 """
 
 import json
@@ -129,7 +129,8 @@ def test_hidden_states(golden, cases, name, precision):
                 assert_gradient(gradient, data[f"grad_{key}"][index.index(i)], precision)
                 compared += 1
     assert i + 1 == 32
-    assert compared == sum(len(data[f"grad_{key}_index"]) * n for key, n in (("hidden", 1), ("qkv", 1), ("projected", 3)))
+    stored = {"hidden": 1, "qkv": 1, "projected": 3}
+    assert compared == sum(len(data[f"grad_{key}_index"]) * tensors for key, tensors in stored.items())
 
 
 @pytest.mark.parametrize("precision", DTYPES)
@@ -174,10 +175,11 @@ def test_mined(golden, name, precision):
     ids[: len(data["mined_mapping"])] = torch.tensor(data["mined_mapping"].astype(int))
     tensors["mined_ids"] = ids
     for i, temperature in enumerate(data["kd_temp"]):
-        value, sums, counts = mean("mined", Quantities(tensors), defaults("mined", temperature=float(temperature)))
+        _, sums, counts = mean("mined", Quantities(tensors), defaults("mined", temperature=float(temperature)))
         assert sums.item() == pytest.approx(data["loop_sum"][i], rel=TOLERANCE[precision][0])
         assert counts.item() == data["loop_n_one_to_one"][i] + data["loop_n_onehot"][i]
-        assert_gradient(torch.autograd.grad(sums.sum(), student, retain_graph=True)[0], data["grad_of_sum"][i], precision)
+        (gradient,) = torch.autograd.grad(sums.sum(), student, retain_graph=True)
+        assert_gradient(gradient, data["grad_of_sum"][i], precision)
 
 
 NAMES = {
@@ -190,31 +192,32 @@ NAMES = {
 }
 
 
+def diverge(data, case, dtype, suffix):
+    """The student's logits of a stored case, and the divergence at each position."""
+    scale = case["kd_temp"]
+    teacher_scale = scale * case["tea_temp"] if case["use_tea_temp"] else scale
+    options = {"skew": case.get("skew_lambda", 0.1), "adaptive_alpha": case.get("alpha", 0.5)}
+    student = torch.tensor(data[f"student_logits{suffix}"], dtype=dtype, requires_grad=True)
+    teacher = torch.tensor(data[f"teacher_logits{suffix}"], dtype=dtype)
+    return student, divergence(NAMES[case["fn"]], teacher / teacher_scale, student / scale, **options)
+
+
 @pytest.mark.parametrize("precision", DTYPES)
 def test_divergences(golden, cases, precision):
     data, dtype = golden("A_kl"), DTYPES[precision]
     for i, case in enumerate(cases["kl"]):
-        scale = case["kd_temp"]
-        teacher_scale = scale * case["tea_temp"] if case["use_tea_temp"] else scale
-        options = {"skew": case.get("skew_lambda", 0.1), "adaptive_alpha": case.get("alpha", 0.5)}
-
-        def run(suffix):
-            student = torch.tensor(data[f"student_logits{suffix}"], dtype=dtype, requires_grad=True)
-            teacher = torch.tensor(data[f"teacher_logits{suffix}"], dtype=dtype)
-            return student, divergence(NAMES[case["fn"]], teacher / teacher_scale, student / scale, **options)
-
-        student, values = run("")
+        student, values = diverge(data, case, dtype, "")
         expected = data["value_per_position"][i]
         rel = TOLERANCE[precision][0]
         np.testing.assert_allclose(values.detach().double().numpy(), expected, rtol=rel, atol=rel, err_msg=str(case))
         assert_gradient(torch.autograd.grad(values.sum(), student)[0], data["grad_of_position_sum"][i], precision)
-        student, values = run("_inf")
+        student, values = diverge(data, case, dtype, "_inf")
         stored = data["value_per_position_inf"][i]
         assert torch.isfinite(values).all()
         (gradient,) = torch.autograd.grad(values.sum(), student)
         assert torch.isfinite(gradient).all()
         known = np.isfinite(stored)
-        np.testing.assert_allclose(values.detach().double().numpy()[known], stored[known], rtol=rel, atol=rel, err_msg=str(case))
+        np.testing.assert_allclose(values.detach().double().numpy()[known], stored[known], rel, rel, err_msg=str(case))
     assert i + 1 == 36
 
 
@@ -240,9 +243,8 @@ def test_dskd(golden, cases, name, precision):
             masks[side] = torch.tensor(data[f"attention_mask_{side}"])[:rows].clone()
             masks[side] = masks[side] & torch.tensor(shifted(data[f"attention_mask_{side}"], False))[:rows]
         t = of["teacher_embeds"]
-        deviations = torch.stack(
-            [x.std(correction=0) for x in (torch.cat([t[:, :-1], t[:, 1:]], -1), of["teacher_last_hidden"][:, :-1], t[:, 1:])]
-        )
+        read = (torch.cat([t[:, :-1], t[:, 1:]], -1), of["teacher_last_hidden"][:, :-1], t[:, 1:])
+        deviations = torch.stack([states.std(correction=0) for states in read])
         to_student, to_teacher = module(
             of["student_last_hidden"], of["student_embeds"], masks["student"],
             of["teacher_last_hidden"], of["teacher_embeds"], masks["teacher"], deviations,

@@ -1,7 +1,8 @@
 """Divergences between two next-token distributions over one vocabulary, from logits; used by several losses.
 
 Natural logarithms; P is the teacher, Q the student. Entries that are impossible on a side (logit -inf) contribute
-nothing to what would be infinite there. KL: Hinton+ 2015, 1503.02531; skewed: Ko+ 2024, 2402.03898; adaptive: Wu+ 2024, 2404.02657.
+nothing to what would be infinite there. KL: Hinton+ 2015, 1503.02531; skewed: Ko+ 2024, 2402.03898; adaptive: Wu+
+2024, 2404.02657.
 """
 
 import math

@@ -58,7 +58,9 @@ def chain_logp(
     logp = (logits / temperature).log_softmax(-1)
     label_logp = logp.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1).masked_fill(chunk < 0, 0.0)
     last = (chunk_end - 1).clamp_min(0)  # the position that predicts the chunk's last token
-    before = sum_by_chunk(label_logp, chunk, chunk_end.shape[1]) - label_logp.gather(1, last)
+    whole = sum_by_chunk(label_logp, chunk, chunk_end.shape[1])
+    scored = chunk.gather(1, last) == torch.arange(chunk_end.shape[1], device=chunk.device)
+    before = torch.where(scored, whole - label_logp.gather(1, last), 0.0).clamp_max(0)
     rows = torch.arange(len(logp), device=logp.device).unsqueeze(1)
     return logp[rows, last] + before.unsqueeze(-1)
 

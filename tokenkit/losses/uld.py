@@ -49,7 +49,7 @@ def learnt_after(
 @loss(per="token", units=uld_units, reads=uld_reads)
 def uld(
     student_logits: Float[Tensor, "B U V"],
-    teacher_logits: Float[Tensor, "B S W"],
+    teacher_logits: Float[Tensor, "B R W"],
     *,
     positions: Literal["aligned", "positional"] = "aligned",
     temperature: float = 1.0,

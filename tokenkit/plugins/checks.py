@@ -10,11 +10,11 @@ from torch.autograd.gradcheck import GradcheckError
 
 from tokenkit.losses import Loss
 from tokenkit.plugins.load import axes_of, signature_problems
-from tokenkit.quantities import Quantities, leaves_of
+from tokenkit.quantities import BY_TASK, STEP_MEAN, Quantities, leaves_of
 
 SIZES = {"B": 3, "T": 9, "V": 11, "C": 5}
 PADDING = {"T": 3, "C": 2}  # positions and chunks that padding adds
-BOUNDARY_TOKENS = 4
+BOUNDARY_TOKENS, TOP = 4, 6
 
 
 class Broken(Exception):
@@ -45,36 +45,91 @@ def check_loss(entry: Loss) -> list[Check]:
 
 
 def example(entry: Loss, seed: int, dtype: torch.dtype = torch.float64, scale: float = 2.0) -> dict[str, Tensor]:
-    """Random leaves of one microbatch; chunks of two tokens, some of which one side does not score."""
+    """Random leaves of one microbatch; chunks of two tokens, some of which one side does not score, and an absent one.
+
+    Both sides have the same widths, so that a student can be equal to its teacher.
+    """
     generator = torch.Generator().manual_seed(seed)
-    rows, length, vocabulary, chunks = (SIZES[axis] for axis in "BTVC")
     leaves: dict[str, Tensor] = {}
     for side in ("student", "teacher"):
-        logits = torch.randn(rows, length, vocabulary, generator=generator, dtype=torch.float64) * scale
-        labels = torch.randint(0, vocabulary, (rows, length), generator=generator)
-        scored = torch.rand(rows, length, generator=generator) < 0.8
-        labels = labels.masked_fill(~scored, -1)
-        logp = logits.log_softmax(-1)
-        label_logp = logp.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1).masked_fill(~scored, 0.0)
-        chunk = torch.arange(length).div(2, rounding_mode="floor").repeat(rows, 1)
-        end = (2 * torch.arange(chunks) + 1).clamp_max(length - 1).repeat(rows, 1)
-        unscored = torch.rand(rows, chunks, generator=generator) < 0.3
-        chunk = chunk.masked_fill(unscored.gather(1, chunk), -1)
-        values = {"logits": logits, "hidden": logits, "label_logp": label_logp, "eos_logp": logp[..., 0]}
-        values |= {"boundary_logp": logp[..., :BOUNDARY_TOKENS].logsumexp(-1)}
-        values |= {"inputs": labels.clamp_min(0), "labels": labels, "label_mask": scored}
-        values |= {"chunk": chunk, "chunk_end": end}
-        leaves |= {f"{side}_{name}": value.clone() for name, value in values.items()}
+        leaves |= {f"{side}_{name}": value.clone() for name, value in _side(generator, scale).items()}
+    leaves |= _pair(generator)
+    leaves["space_after"] = torch.rand(SIZES["B"], SIZES["C"], generator=generator) < 0.7
     for name, axes in _axes(entry).items():
-        for leaf in sorted(leaves_of([name]) - leaves.keys()):
+        for leaf in sorted({name} if name in BY_TASK else leaves_of([name]) - leaves.keys()):
             if leaf != name:
                 raise Broken(f"no example of the tensor {leaf!r} is known here")
-            leaves[leaf] = _drawn(axes, generator)
+            if leaf not in leaves and not leaf.endswith(STEP_MEAN):
+                leaves[leaf] = _drawn(axes, generator)
+    leaves |= entry.step_mean_of([Quantities(leaves)], defaults(entry))
     return {name: t.to(dtype) if t.is_floating_point() else t for name, t in leaves.items()}
 
 
+def _side(generator: torch.Generator, scale: float) -> dict[str, Tensor]:
+    rows, length, vocabulary, chunks = (SIZES[axis] for axis in "BTVC")
+    logits = torch.randn(rows, length, vocabulary, generator=generator, dtype=torch.float64) * scale
+    labels = torch.randint(0, vocabulary, (rows, length), generator=generator)
+    # the chunk of the token that a position predicts; the last position predicts nothing
+    chunk = torch.arange(length).div(2, rounding_mode="floor").repeat(rows, 1)
+    scored = (torch.rand(rows, chunks, generator=generator) < 0.8).gather(1, chunk)
+    scored[:, -1] = False
+    labels, chunk = labels.masked_fill(~scored, -1), chunk.masked_fill(~scored, -1)
+    end = (2 * torch.arange(chunks) + 2).repeat(rows, 1)
+    end[:, -1] = -1
+    logp = logits.log_softmax(-1)
+    label_logp = logp.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1).masked_fill(~scored, 0.0)
+    top, ids = logp.sort(-1, descending=True)
+    token_mask = torch.arange(length).expand(rows, -1) < length - 1
+    return {
+        "logits": logits,
+        "hidden": logits,
+        "embeds": logits,
+        "layers": torch.stack([logits, -logits], 2),
+        "qkv": torch.stack([-logits, logits], 2),
+        "label_logp": label_logp,
+        "eos_logp": logp[..., 0],
+        "boundary_logp": logp[..., :BOUNDARY_TOKENS].logsumexp(-1),
+        "inputs": labels.clamp_min(0),
+        "top_logp": top[..., :TOP],
+        "top_ids": ids[..., :TOP],
+        "tail_logp": top[..., TOP:].logsumexp(-1),
+        "labels": labels,
+        "label_mask": scored,
+        "token_mask": token_mask,
+        "chunk": chunk,
+        "chunk_end": end,
+    }
+
+
+def _pair(generator: torch.Generator) -> dict[str, Tensor]:
+    """Tables over two vocabularies of one size; not every id has a counterpart."""
+    vocabulary = SIZES["V"]
+    there = torch.randperm(vocabulary, generator=generator)
+    pairs = torch.stack([torch.arange(vocabulary - 3), there[: vocabulary - 3]], 1)
+    weights = torch.rand(vocabulary, 2, generator=generator, dtype=torch.float64)
+    ids = torch.stack([there, there.roll(1)], 1)
+    ids[0, 1] = -1
+    weights[0, 1] = 0
+    return {
+        **dict.fromkeys(("exact_pairs", "mined_pairs", "unbiased_pairs"), pairs),
+        "mined_ids": torch.where(torch.arange(vocabulary) < vocabulary - 1, there, -1),
+        "projection_ids": ids,
+        "projection_weights": weights / weights.sum(1, keepdim=True),
+    }
+
+
+def one_vocabulary() -> dict[str, Tensor]:
+    """The tables of a tokenizer and itself."""
+    ids = torch.arange(SIZES["V"])
+    pairs = torch.stack([ids, ids], 1)
+    weights = torch.tensor([[1.0, 0.0]], dtype=torch.float64).repeat(len(ids), 1)
+    tables = {"mined_ids": ids, "projection_ids": pairs, "projection_weights": weights}
+    return {**dict.fromkeys(("exact_pairs", "mined_pairs", "unbiased_pairs"), pairs), **tables}
+
+
 def _drawn(axes: list[str], generator: torch.Generator) -> Tensor:
-    shape = [SIZES.get(axis, int(axis) if axis.isdigit() else 6) for axis in axes]
+    sizes = {**SIZES, "S": SIZES["T"], "W": SIZES["V"]}
+    shape = [sizes.get(axis, int(axis) if axis.isdigit() else 6) for axis in axes]
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
@@ -176,14 +231,17 @@ def masked_units(entry: Loss) -> str:
     """Other tensors where nothing counts leave the sum as it is, and get no gradient there."""
     tensors, others = _direct(entry, example(entry, 2)), _direct(entry, example(entry, 3))
     quantities = Quantities(example(entry, 2))
-    counted = {"T": quantities["student_label_mask"], "C": quantities["chunk_mask"]}
+    mask = entry.mask(quantities, defaults(entry))
+    chunks = quantities["chunk_mask"]
+    counted = {"T": quantities["student_label_mask"], "S": quantities["teacher_label_mask"]}
+    counted["C"] = chunks | mask if mask.shape == chunks.shape else chunks
     expected = _masked(entry, tensors).sum()
     replaced, dead = dict(tensors), {}
     for name, axes in _axes(entry).items():
         tensor = tensors[name]
-        if tensor.is_floating_point() and axes[:1] == ["B"] and axes[1:2] in (["T"], ["C"]):
+        if tensor.is_floating_point() and axes[:1] == ["B"] and axes[1:2] in (["T"], ["S"], ["C"]):
             dead[name] = ~counted[axes[1]].view(*tensor.shape[:2], *[1] * (tensor.ndim - 2)).expand(tensor.shape)
-            replaced[name] = torch.where(dead[name], others[name], tensor)
+            replaced[name] = torch.where(dead[name], others[name] - 1, tensor)
     if not torch.allclose(_masked(entry, replaced).sum(), expected, rtol=1e-12, atol=1e-12):
         raise Broken("the sum depends on positions or chunks that do not count; mask the inputs, not only the result")
     names = [name for name in _student_floats(entry, tensors) if name in dead]
@@ -199,6 +257,7 @@ def nothing_counts(entry: Loss) -> str:
     leaves = example(entry, 4)
     for side in ("student", "teacher"):
         leaves[f"{side}_chunk"] = torch.full_like(leaves[f"{side}_chunk"], -1)
+        leaves[f"{side}_chunk_end"] = torch.full_like(leaves[f"{side}_chunk_end"], -1)
         leaves[f"{side}_label_mask"] = torch.zeros_like(leaves[f"{side}_label_mask"])
         leaves[f"{side}_labels"] = torch.full_like(leaves[f"{side}_labels"], -1)
         leaves[f"{side}_label_logp"] = torch.zeros_like(leaves[f"{side}_label_logp"])
@@ -231,14 +290,14 @@ def padding(entry: Loss) -> str:
     wide, wide_mask = _masked(entry, longer), entry.mask(longer, defaults(entry))
     if wide_mask.sum() != mask.sum():
         raise Broken(f"{int(mask.sum())} units count, and {int(wide_mask.sum())} with more padding")
-    if not torch.allclose(wide[:, : values.shape[1]], values, rtol=1e-10, atol=1e-12):
+    if not torch.allclose(wide[wide_mask], values[mask], rtol=1e-10, atol=1e-12):
         raise Broken("its values change with more padding behind a row; no mean or norm over positions or chunks")
     return f"{PADDING['T']} positions and {PADDING['C']} chunks of padding: the same values"
 
 
 def _padded(axes: list[str], name: str, tensor: Tensor) -> Tensor:
     axis = "C" if name.endswith("_chunk_end") or axes[1:2] == ["C"] else "T"
-    if axes and axes[1:2] != [axis]:
+    if tensor.shape[:1] != (SIZES["B"],) or (axes and axes[1:2] not in ([axis], ["S"])):
         return tensor  # neither positions nor chunks
     shape = (tensor.shape[0], PADDING[axis], *tensor.shape[2:])
     empty = False if tensor.dtype == torch.bool else -1
@@ -249,7 +308,7 @@ def equal_sides(entry: Loss) -> str:
     """Only told: what comes out when the student is its teacher."""
     leaves = {name: t for name, t in example(entry, 7).items() if name.startswith("teacher_")}
     leaves |= {name.replace("teacher_", "student_"): t.clone() for name, t in leaves.items()}
-    own = {name: t for name, t in example(entry, 7).items() if name not in leaves}
+    own = {name: t for name, t in example(entry, 7).items() if name not in leaves} | one_vocabulary()
     values = _masked(entry, Quantities(own, leaves))
     low, high = values.min().item(), values.max().item()
     return "0" if max(abs(low), abs(high)) < 1e-9 else f"between {low:.3g} and {high:.3g} (not a divergence)"

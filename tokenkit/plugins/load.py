@@ -16,9 +16,18 @@ from pydantic.errors import PydanticUserError
 
 from tokenkit.config import UserError
 from tokenkit.losses import LOSSES, Loss
-from tokenkit.quantities import BOTH_SIDES, DATA_LEAVES, DERIVED, MODEL_LEAVES, SIDES, inputs_of, leaves_of
+from tokenkit.quantities import (
+    BOTH_SIDES,
+    BY_TASK,
+    DATA_LEAVES,
+    DERIVED,
+    MODEL_LEAVES,
+    PAIR_LEAVES,
+    SHARED_LEAVES,
+    SIDES,
+    inputs_of,
+)
 
-FROM_STUDENT = {f"student_{leaf}" for leaf in MODEL_LEAVES}
 ALLOWED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -88,8 +97,6 @@ def signature_problems(entry: Loss) -> list[str]:
                 problems.append(f"{name} has its annotation as text; remove `from __future__ import annotations`")
             elif parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
                 problems += _tensor_problems(name, parameter)
-                if fn is entry.units and name in tensor_names() and leaves_of([name]) & FROM_STUDENT:
-                    problems.append(f"its units read {name}; they are counted before the student has read the text")
             elif fn is entry.fn:
                 problems += _option_problems(name, parameter)
             elif name not in entry.options:
@@ -131,7 +138,7 @@ def _option_problems(name: str, parameter: inspect.Parameter) -> list[str]:
 def tensor_names() -> list[str]:
     """Every tensor that a loss may ask for."""
     sided = [f"{side}_{base}" for side in SIDES for base in DATA_LEAVES | MODEL_LEAVES | set(DERIVED)]
-    return [*sorted(sided), *BOTH_SIDES]
+    return [*sorted({*sided, *BY_TASK}), *sorted(SHARED_LEAVES | PAIR_LEAVES), *BOTH_SIDES]
 
 
 def axes_of(annotation: Any) -> list[str] | None:
