@@ -1,6 +1,6 @@
 """The `losses:` section of a run file, read against the signatures of the losses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -174,10 +174,15 @@ class Objective:
                     f"{', '.join(sorted(others))}"
                 )
 
-    def step_means(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The means over a step that losses measure against, from the tensors of its microbatches."""
+    def step_means(
+        self, parts: Sequence[Mapping[str, Tensor]], total: Callable[[Tensor], Tensor] = lambda values: values
+    ) -> dict[str, Tensor]:
+        """The means over a step that losses measure against, from the tensors of its microbatches.
+
+        `total` adds up what other processes have.
+        """
         with torch.no_grad():
-            found = [term.loss.step_mean_of(parts, term.options) for term in self.terms]
+            found = [term.loss.step_mean_of(parts, term.options, total) for term in self.terms]
         return {name: value for part in found for name, value in part.items()}
 
     def units(self, tensors: Mapping[str, Tensor]) -> dict[str, Units]:

@@ -94,6 +94,11 @@ def sum_by_chunk(values: Tensor, chunk: Int[Tensor, "B T"], num_chunks: int) -> 
     return sums.scatter_add(1, index, values)[:, :num_chunks]
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision becomes float32, so that sums over a vocabulary or a step mean something; others stay."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
 DERIVED: dict[str, Callable[..., Tensor]] = {
     f.__name__: f
     for f in (

@@ -1,11 +1,18 @@
 """The step is the same however it is cut; units of the whole step divide, never those of a microbatch."""
 
+import math
+import multiprocessing
+import os
+
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from tokenkit.config import UserError
-from tokenkit.data.batch import Batches, collate
+from tokenkit.data.batch import Batches, DataConfig, collate, reading_of
 from tokenkit.data.example import cut, make_examples
+from tokenkit.data.pair import Pair
 from tokenkit.models.load import load_model
 from tokenkit.models.view import ModelView
 from tokenkit.objective import LossesConfig, Objective
@@ -19,8 +26,19 @@ def make_task(model_folder, bpe, target, losses):
     if target is not bpe:
         transfer_model(student, bpe, target)
     teacher = load_model(str(model_folder), dtype=torch.float64)
+    views = ModelView(student), ModelView(teacher)
     objective = Objective.of(LossesConfig.model_validate(losses))
-    return TextTask(objective, ModelView(student), target, ModelView(teacher), bpe)
+    rows = [view.vocab_rows for view in views]
+    pair = Pair(target, bpe, *rows).tensors(objective.pair_needs())
+    pair = {name: t.double() if t.is_floating_point() else t for name, t in pair.items()}
+    return TextTask(objective, views[0], target, views[1], bpe, pair=pair)
+
+
+def encode(task, windows, student, teacher):
+    """Aligned rows as a run of these losses reads them."""
+    source = {"path": "unused"}
+    reading = reading_of(DataConfig(source=source), student, teacher, task.objective.shared_needs())
+    return make_examples(windows, student, teacher, reading)
 
 
 def gradients(task, parts, examples):
@@ -43,13 +61,27 @@ def gradients(task, parts, examples):
         {"alm": {"numerator": "token_count", "denominator": "token_count", "boundary": "eos"}},
         {"alm": {"numerator": "log1p_token_count", "denominator": "token_count", "chunk_sizes": [1, 2]}},
         {"alm": {"preset": "upstream", "merge": False, "denominator": "token_count"}},
+        {"hidden_states": {}},
+        {"hidden_states": {"states": "all", "chunks": "space", "normalization": "l1"}},
+        {"hidden_states": {"states": "qkv", "normalization": "l2"}},
+        {"hidden_states": {"project": True}},
+        {"side_path": {}},
+        {"side_path": {"mapping": "mined", "distance": "log_abs"}},
+        {"mined": {}},
+        {"dskd": {}},
+        {"dskd": {"causal": True, "divergence": "adaptive_kl"}, "alm": {}},
+        {"uld": {}},
+        {"uld": {"positions": "positional"}},
+        {"gold": {}},
+        {"p_kl": {"top_k": 20}},
+        {"h_kl": {}, "clm": {"weight": 0.1}},
     ],
 )
 @pytest.mark.parametrize("parts", [(2, 2), (3, 1), (1, 1, 1, 1)])
 def test_microbatches_add_up_to_the_step(model_folder, bpe, unigram, documents, losses, parts):
     task = make_task(model_folder, bpe, unigram, losses)
     windows = [w for length in (40, 160, 90, 250) for w in cut(documents[:1], length)[:1]]  # very unequal rows
-    examples = make_examples(windows, unigram, bpe)
+    examples = encode(task, windows, unigram, bpe)
     whole, expected = gradients(task, (4,), examples)
     result, found = gradients(task, parts, examples)
     assert result.units == whole.units
@@ -58,12 +90,98 @@ def test_microbatches_add_up_to_the_step(model_folder, bpe, unigram, documents, 
         torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12)
 
 
-def test_same_tokenizer_and_same_weights_leave_nothing_to_learn(model_folder, bpe, documents):
-    task = make_task(model_folder, bpe, bpe, {"alm": {}, "forward_kl": {}})
-    examples = make_examples(cut(documents[:3], 120), bpe, bpe)
+@pytest.mark.parametrize(
+    "losses",
+    [
+        {"alm": {}, "forward_kl": {}},
+        {"hidden_states": {}, "top_k_kl": {"top_k": 5}},
+        {"hidden_states": {"states": "qkv"}},
+        {"hidden_states": {"states": "all", "chunks": "space"}},
+        {"side_path": {}, "uld": {}},
+        {"gold": {"beta": 0.0}, "p_kl": {}, "h_kl": {}},
+        {"mined": {}},
+    ],
+)
+def test_same_tokenizer_and_same_weights_leave_nothing_to_learn(model_folder, bpe, documents, losses):
+    task = make_task(model_folder, bpe, bpe, losses)
+    examples = encode(task, cut(documents[:3], 120), bpe, bpe)
     result, found = gradients(task, (len(examples),), examples)
-    assert abs(result.loss) < 1e-12
+    assert abs(result.loss) < 1e-9
+    assert all(result.units.values())
     assert max(g.abs().max() for g in found.values()) < 1e-9
+
+
+EVERY = {"alm": {}, "clm": {}, "hidden_states": {}, "side_path": {}, "mined": {}, "dskd": {}, "uld": {}, "gold": {}}
+EVERY |= {"p_kl": {}, "h_kl": {}}
+
+
+@pytest.mark.parametrize("losses", [{name: options} for name, options in EVERY.items()], ids=EVERY.keys())
+def test_padding_and_the_order_of_rows_change_nothing(model_folder, bpe, unigram, documents, losses):
+    task = make_task(model_folder, bpe, unigram, losses)
+    windows = [w for length in (40, 160, 90) for w in cut(documents[:1], length)[:1]]
+    examples = encode(task, windows, unigram, bpe)
+    whole, expected = gradients(task, (3,), examples)
+    again, found = gradients(task, (3,), examples[::-1])
+    assert again.loss == pytest.approx(whole.loss, rel=1e-12)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12)
+    batch = collate(examples, [0, 1, 2])
+    for side in ("student", "teacher"):
+        inputs, real = batch.tensors[f"{side}_inputs"], batch.tensors[f"{side}_token_mask"]
+        last = torch.zeros_like(real)
+        last[:, 1:] = real[:, :-1]
+        assert (~(real | last)).any()
+        inputs[~(real | last)] = 7  # other content where nothing stands
+    for parameter in task.trainable().values():
+        parameter.grad = None
+    changed = accumulate_gradients(task, [batch], 0)
+    assert changed.loss == pytest.approx(whole.loss, rel=1e-12)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(task.trainable()[name].grad, gradient, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("losses", [{name: options} for name, options in EVERY.items()], ids=EVERY.keys())
+def test_a_step_in_which_nothing_counts_is_zero(model_folder, bpe, unigram, documents, losses):
+    task = make_task(model_folder, bpe, unigram, losses)
+    batch = collate(encode(task, cut(documents[:1], 100)[:2], unigram, bpe), [0, 1])
+    for side in ("student", "teacher"):
+        for name, nothing in (("chunk", -1), ("chunk_end", -1), ("labels", -1), ("label_mask", False)):
+            batch.tensors[f"{side}_{name}"].fill_(nothing)
+    result = accumulate_gradients(task, [batch], 0)
+    assert result.loss == 0
+    assert not any(result.units.values())
+    assert all(p.grad is None or p.grad.abs().max() == 0 for p in task.trainable().values())
+
+
+@pytest.mark.parametrize("precision", ["bfloat16"])
+def test_every_loss_is_finite_in_half_precision(model_folder, bpe, unigram, documents, precision):
+    for name, options in EVERY.items():
+        task = make_task(model_folder, bpe, unigram, {name: options})
+        task.student.model.float()
+        task.teacher.model.float()
+        task.projectors.float()
+        task.pair = {n: t.float() if t.is_floating_point() else t for n, t in task.pair.items()}
+        task.precision = precision
+        batch = collate(encode(task, cut(documents[:2], 100)[:2], unigram, bpe), [0, 1])
+        result = accumulate_gradients(task, [batch], 0)
+        assert math.isfinite(result.loss), name
+        assert all(p.grad is None or torch.isfinite(p.grad).all() for p in task.trainable().values()), name
+
+
+def test_what_is_learnt_along_gets_gradients_and_begins_from_the_seed(model_folder, bpe, unigram, documents):
+    tasks = [make_task(model_folder, bpe, unigram, {"dskd": {}, "hidden_states": {"project": True}}) for _ in range(2)]
+    learnt = {n: p for n, p in tasks[0].trainable().items() if n.startswith("projectors.")}
+    assert set(learnt) == {
+        f"projectors.{part}.{kind}"
+        for part in ("hidden.to_teacher", "dual.query", "dual.to_student", "dual.to_teacher")
+        for kind in ("weight", "bias")
+    }
+    assert all(torch.equal(p, tasks[1].trainable()[n]) for n, p in learnt.items())
+    examples = encode(tasks[0], cut(documents[:2], 100)[:2], unigram, bpe)
+    gradients(tasks[0], (2,), examples)
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in learnt.values())
+    teacher = tasks[0].teacher.model
+    assert all(p.grad is None for p in teacher.parameters())
 
 
 def test_eos_needs_an_end_of_text_token(model_folder, bpe, documents, monkeypatch):
@@ -122,3 +240,43 @@ def test_labels_are_the_next_inputs_and_the_end_of_a_chunk_predicts_what_follows
         assert not (chunk[0] == 0).any()
         assert end[0, 0] == 0
     assert inputs.shape[1] % 32 == 0
+
+
+def share(rank, store, work, losses, folder):
+    """One of two processes: it reads every second row and leaves its gradients behind."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    task, examples = work(losses)
+    result, found = gradients(task, (2, 1), examples[rank::2])
+    torch.distributed.destroy_process_group()
+    save_file(found, folder / f"{rank}.safetensors", {"loss": repr(result.loss)})
+
+
+@pytest.mark.parametrize(
+    "losses", [{"alm": {}, "clm": {}}, {"hidden_states": {}}, {"dskd": {}}, {"mined": {}, "gold": {}}]
+)
+def test_two_processes_that_share_the_rows_have_the_gradients_of_one(
+    model_folder, bpe, unigram, documents, tmp_path, losses
+):
+    windows = [w for length in (40, 160, 90, 250, 60, 120) for w in cut(documents[:1], length)[:1]]
+
+    def work(losses):
+        task = make_task(model_folder, bpe, unigram, losses)
+        return task, encode(task, windows, unigram, bpe)
+
+    task, examples = work(losses)
+    whole, expected = gradients(task, (6,), examples)
+    context = multiprocessing.get_context("fork")
+    arguments = (tmp_path / "store", work, losses, tmp_path)
+    processes = [context.Process(target=share, args=(rank, *arguments)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    for rank in range(2):
+        with safe_open(tmp_path / f"{rank}.safetensors", "pt") as file:
+            assert float(file.metadata()["loss"]) == pytest.approx(whole.loss, rel=1e-12)
+            assert set(file.keys()) == set(expected)
+            for name, gradient in expected.items():
+                torch.testing.assert_close(file.get_tensor(name), gradient, rtol=1e-9, atol=1e-12)

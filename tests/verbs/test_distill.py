@@ -5,11 +5,14 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from tokenkit.config import UserError, build
 from tokenkit.models.load import head_matrix, input_matrix, load_model
 from tokenkit.models.view import ModelView
 from tokenkit.tokenizers.load import load_tokenizer
+from tokenkit.train.loop import Interrupted
 from tokenkit.verbs.distill import DistillRun, distill, prepare
 
 
@@ -141,3 +144,78 @@ def test_a_balance_without_a_trained_layer_is_refused_before_anything_is_written
     with pytest.raises(UserError, match="nothing is trained in the last layer"):
         distill(run(train={"mode": "embeddings", "balance": "gradnorm"}), quiet=True)
     assert not (tmp_path / "out").exists()
+
+
+OVER_TWO_VOCABULARIES = {
+    "hidden_states": {"states": "qkv", "chunks": "space"},
+    "side_path": {"mapping": "mined"},
+    "mined": {},
+    "dskd": {"causal": True},
+    "uld": {},
+    "gold": {},
+    "p_kl": {},
+    "h_kl": {},
+}
+
+
+@pytest.mark.parametrize("name", OVER_TWO_VOCABULARIES)
+def test_every_objective_trains_from_a_run_file(run, tmp_path, name):
+    results = distill(run(losses={name: OVER_TWO_VOCABULARIES[name]}, train={"steps": 24, "log_every": 1}), quiet=True)
+    assert results["losses"] == [name]
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text("utf-8").splitlines()]
+    values = [row[f"loss/{name}"] for row in lines if "loss" in row]
+    assert len(values) == 24
+    assert sum(values[-6:]) < sum(values[:6])
+
+
+def test_a_student_of_another_shape_learns_hidden_states_through_a_map_and_resumes(run, model_folder, tmp_path, bpe):
+    narrow = tmp_path / "narrow"
+    config = load_model(str(model_folder)).config
+    config.hidden_size, config.intermediate_size, config.num_hidden_layers = 16, 24, 1
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(narrow)
+    bpe.save(narrow)
+    common = {"model": {"source": str(narrow)}, "teacher": {"source": str(model_folder)}}
+    wrong = common | {"losses": {"hidden_states": {}}}
+    with pytest.raises(UserError, match="16 channels and the teacher's 32; write .*project=true"):
+        distill(run(**wrong), quiet=True)
+    deep = common | {"losses": {"hidden_states": {"states": "all"}}}
+    with pytest.raises(UserError, match="layers are 2 of 16 channels, the teacher's 3 of 32"):
+        distill(run(**deep), quiet=True)
+    assert not (tmp_path / "out").exists()
+    losses = {"hidden_states": {"project": True}, "dskd": {}, "clm": {}}
+    train = {"steps": 6, "save_every": 3}
+    whole = distill(run(**common, losses=losses, train=train), quiet=True)
+    halves = run(**common, losses=losses, train=train | {"stop_after": 3}, output=tmp_path / "halves")
+    with pytest.raises(Interrupted):
+        distill(halves, quiet=True)
+    again = distill(run(**common, losses=losses, train=train, output=tmp_path / "halves"), resume=True, quiet=True)
+    assert again["trained_bits_per_byte"] == whole["trained_bits_per_byte"]
+    kept = load_file(tmp_path / "halves/checkpoints/step_00000006/model.safetensors")
+    learnt = {name for name in kept if name.startswith("projectors.")}
+    assert len(learnt) == 8
+    expected = load_file(tmp_path / "out/checkpoints/step_00000006/model.safetensors")
+    assert all(torch.equal(kept[name], value) for name, value in expected.items())
+    exported = load_file(tmp_path / "out/model/model.safetensors")
+    assert not any("projector" in name for name in exported)
+
+
+def test_two_vocabularies_are_told_before_anything_is_written(run, tmp_path):
+    with pytest.raises(UserError, match="forward_kl: needs one vocabulary.*: alm, dskd, gold, h_kl") as told:
+        distill(run(losses={"forward_kl": {}}), quiet=True)
+    assert "\n" not in str(told.value)
+    with pytest.raises(UserError, match="'unbiased' needs the bias of this pair; make it with"):
+        distill(run(losses={"side_path": {"mapping": "unbiased"}}), quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_kept_map_is_taken_and_that_of_another_pair_refused(run, tmp_path, tokenkit, model_folder):
+    folder = tmp_path / "maps"
+    tokenkit("mined-mapping", f"output={folder}", f"teacher={model_folder}", "student=byte")
+    source = run().data.model_dump()
+    made = distill(run(losses={"mined": {}}, data=source | {"mined": folder}), quiet=True)
+    found = distill(run(losses={"mined": {}}, output=tmp_path / "again"), quiet=True)
+    assert made["trained_bits_per_byte"] == found["trained_bits_per_byte"]
+    other = run(losses={"mined": {}}, target_tokenizer=None, data=source | {"mined": folder}, output=tmp_path / "no")
+    with pytest.raises(UserError, match="made for another student than"):
+        distill(other, quiet=True)

@@ -110,13 +110,21 @@ class Loss:
         """Under which name the mean over the step stands among the tensors."""
         return f"{self.name}.{STEP_MEAN}"
 
-    def step_mean_of(self, parts: Iterable[Mapping[str, Tensor]], options: Options) -> dict[str, Tensor]:
-        """The loss's mean over the microbatches of a step, by its name; nothing if it takes none."""
+    def step_mean_of(
+        self,
+        parts: Iterable[Mapping[str, Tensor]],
+        options: Options,
+        total: Callable[[Tensor], Tensor] = lambda values: values,
+    ) -> dict[str, Tensor]:
+        """The loss's mean over the microbatches of a step, by its name; nothing if it takes none.
+
+        `total` adds up what other processes have.
+        """
         if self.step_mean is None:
             return {}
         found = [self._call(self.step_mean, tensors, options) for tensors in parts]
-        total, count = (torch.stack([pair[i] for pair in found]).sum(0) for i in (0, 1))
-        return {self.step_mean_name: total / count.clamp_min(1)}
+        value, count = (total(torch.stack([pair[i] for pair in found]).sum(0)) for i in (0, 1))
+        return {self.step_mean_name: value / count.clamp_min(1)}
 
     def _call(self, fn: Callable[..., Any], tensors: Mapping[str, Tensor], options: Options) -> Any:
         """A function of tensors by name, and of those of the options that it has parameters for."""

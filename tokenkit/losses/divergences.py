@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tokenkit.quantities import at_least_float32
+
 Logits = Float[Tensor, "*N V"]
 Rows = Float[Tensor, "*N"]
 NOTHING = -1e4  # the logarithm of a probability whose exponential is 0 in every type, and whose gradient is finite
@@ -23,7 +25,7 @@ def divergence(
     kind: Divergence, teacher: Logits, student: Logits, *, skew: float = 0.1, adaptive_alpha: float = 0.5
 ) -> Rows:
     """The divergence of each row, in nats; `skew` and `adaptive_alpha` matter to the kinds of that name."""
-    p, q = _half_up(teacher).log_softmax(-1), _half_up(student).log_softmax(-1)
+    p, q = at_least_float32(teacher).log_softmax(-1), at_least_float32(student).log_softmax(-1)
     if kind == "js":  # finite whatever is impossible on one side
         return _js(p.clamp_min(NOTHING), q.clamp_min(NOTHING))
     shown = (p > -torch.inf) & (q > -torch.inf)
@@ -36,10 +38,6 @@ def divergence(
     if kind == "adaptive_kl":
         return _adaptive(p, q, gap, adaptive_alpha)
     return PLAIN[kind](p, q)
-
-
-def _half_up(logits: Tensor) -> Tensor:
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from tokenkit.losses import Units, loss
 from tokenkit.losses.divergences import Divergence
 from tokenkit.losses.divergences import divergence as divergence_of
+from tokenkit.quantities import at_least_float32
 
 
 def dskd_units(
@@ -38,7 +39,7 @@ def teacher_moments(
     states = (torch.cat([teacher_embeds, following], -1), teacher_hidden, following)
     found = []
     for state in states:
-        state = state.float() if state.dtype in (torch.float16, torch.bfloat16) else state
+        state = at_least_float32(state)
         moments = torch.stack([state.mean(-1), state.square().mean(-1)], -1)
         found.append(torch.where(teacher_token_mask.unsqueeze(-1), moments, 0).sum((0, 1)))
     return torch.stack(found), teacher_token_mask.sum().to(found[0].dtype)

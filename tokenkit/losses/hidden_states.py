@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tokenkit.losses import loss
+from tokenkit.quantities import at_least_float32
 
 EPSILON = 1e-8
 READS = {
@@ -49,7 +50,7 @@ def teacher_size(
 ) -> tuple[Float[Tensor, "*L D"], Float[Tensor, ""]]:
     """Sum over the chunks that count of each channel's square (or absolute value), and how many they are."""
     counted = hidden_units(student_chunk_end, teacher_chunk_end, space_after, chunks=chunks)
-    states = _half_up(teacher_chunk_hidden)
+    states = at_least_float32(teacher_chunk_hidden)
     size = states.abs() if normalization.startswith("l1") else states.square()
     counted_here = counted.view(*counted.shape, *[1] * (states.ndim - 2))
     return torch.where(counted_here, size, 0).sum((0, 1)), counted.sum().to(states.dtype)
@@ -67,11 +68,7 @@ def hidden_states(
     project: bool = False,
 ) -> Float[Tensor, "B C"]:
     """Squared (l1: absolute) distance over the teacher's mean size, averaged over channels and layers; no unit."""
-    difference = _half_up(student_chunk_hidden) - _half_up(teacher_chunk_hidden)
+    difference = at_least_float32(student_chunk_hidden) - at_least_float32(teacher_chunk_hidden)
     distance = difference.abs() if normalization.startswith("l1") else difference.square()
     size = step_mean if normalization.endswith("channelwise") else step_mean.mean(-1, keepdim=True)
     return (distance / (size + EPSILON)).flatten(2).mean(-1)
-
-
-def _half_up(states: Tensor) -> Tensor:
-    return states.float() if states.dtype in (torch.float16, torch.bfloat16) else states

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from tokenkit.models.view import ModelView
+from tokenkit.quantities import at_least_float32
 
 
 class HiddenProjection(nn.Module):
@@ -89,14 +90,14 @@ def next_inputs(embeds: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
 
 def _attend(scores: Tensor, pairs: Tensor, values: Tensor) -> Tensor:
     """Softmax attention; a position that may look at nothing gets the plain mean, which no mask lets through."""
-    scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    scores = at_least_float32(scores)
     weights = scores.masked_fill(~pairs, torch.finfo(scores.dtype).min).softmax(-1)
     return weights.to(values.dtype) @ values
 
 
 def logits_under(view: ModelView, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
     """What a model's head makes of hidden states that are not its own; the head itself learns nothing from it."""
-    return view.form()(linear(hidden, view.head().detach().to(hidden.dtype)).float())
+    return view.form()(at_least_float32(linear(hidden, view.head().detach().to(hidden.dtype))))
 
 
 class Projectors(nn.Module):

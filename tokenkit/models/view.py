@@ -16,6 +16,7 @@ from tokenkit.config import UserError
 from tokenkit.models.load import head_matrix, input_matrix, logit_settings, output_head
 from tokenkit.models.lora import lora_disabled
 from tokenkit.models.tap import queries_keys_values
+from tokenkit.quantities import at_least_float32
 from tokenkit.scores import LogitForm, scores_at, token_scores, top_k_scores
 
 TOP = frozenset({"top_logp", "top_ids", "tail_logp"})
@@ -92,7 +93,7 @@ class ModelView:
         hidden = self._as_computed(output.last_hidden_state)
         found["hidden"] = hidden
         if "logits" in needs:
-            found["logits"] = self.form()((hidden @ self.head().to(hidden.dtype).T).float())
+            found["logits"] = self.form()(at_least_float32(hidden @ self.head().to(hidden.dtype).T))
         masses = [name for name in sets if name in needs]
         if "label_logp" in needs and not masses:
             found["label_logp"], _ = token_scores(hidden, self.head(), labels, None, self.form())

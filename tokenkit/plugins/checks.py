@@ -72,7 +72,7 @@ def _side(generator: torch.Generator, scale: float) -> dict[str, Tensor]:
     # the chunk of the token that a position predicts; the last position predicts nothing
     chunk = torch.arange(length).div(2, rounding_mode="floor").repeat(rows, 1)
     scored = (torch.rand(rows, chunks, generator=generator) < 0.8).gather(1, chunk)
-    scored[:, -1] = False
+    scored[:, -1] = scored[1, :2] = False  # what does not count stands behind, and before what does
     labels, chunk = labels.masked_fill(~scored, -1), chunk.masked_fill(~scored, -1)
     end = (2 * torch.arange(chunks) + 2).repeat(rows, 1)
     end[:, -1] = -1

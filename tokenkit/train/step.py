@@ -11,6 +11,7 @@ from tokenkit.data.batch import Batch
 from tokenkit.losses import Units
 from tokenkit.quantities import Quantities
 from tokenkit.train.balance import Balance
+from tokenkit.train.parallel import add_gradients, total
 from tokenkit.train.tasks.distill import TextTask
 
 
@@ -36,13 +37,15 @@ def accumulate_gradients(
 ) -> StepResult:
     """Adds the step's gradients to the trainable parameters; cut into microbatches in any way, they are the same.
 
+    Processes of a run that read different rows of the step all end with the gradients of the whole of it.
+
     `seed` decides the dropout of each microbatch, so that a resumed run draws the same. `weights` are the
     run file's at this step, those without a schedule where none are given.
     """
     objective = task.objective
     weights = objective.weights() if weights is None else weights
     read = _Reading(task, batches, seed)
-    counts = {name: torch.stack([u[name].counts() for u in read.units]).sum(0) for name in objective.weights()}
+    counts = {name: total(torch.stack([u[name].counts() for u in read.units]).sum(0)) for name in objective.weights()}
 
     def shares(number: int) -> dict[str, Tensor]:
         """What a microbatch adds to the mean of each loss over the step; a loss without units is left out."""
@@ -55,7 +58,9 @@ def accumulate_gradients(
         return found
 
     shared = (balance or Balance()).backward([partial(shares, number) for number in range(len(batches))], weights)
-    means = {name: shared.means.get(name, 0.0) for name in counts}
+    add_gradients(task.trainable().values())
+    own = torch.tensor([shared.means.get(name, 0.0) for name in counts], dtype=torch.float64, device=task.device)
+    means = dict(zip(counts, total(own).tolist()))
     return StepResult(
         sum(weight * means[name] for name, weight in weights.items()),
         means,
@@ -84,7 +89,8 @@ class _Reading:
         alone = len(batches) == 1
         early = objective.counting_needs_teacher
         teachers = {number: task.teacher_tensors(self.batches[number]) if early else {} for number in numbers}
-        self.means = objective.step_means([Quantities(self._data(number), teachers[number]) for number in numbers])
+        parts = [Quantities(self._data(number), teachers[number]) for number in numbers]
+        self.means = objective.step_means(parts, total)
         self.units: list[dict[str, Units]] = []
         for number in numbers:
             student: dict[str, Tensor] = {}
