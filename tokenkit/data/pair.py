@@ -109,7 +109,7 @@ class Pair:
         total = weights.sum(1, keepdims=True)
         return ids, (weights / np.where(total, total, 1)).astype(np.float32)
 
-    def _inside(self, pairs: Int64[ndarray, "P 2"]) -> Int64[ndarray, "P 2"]:
+    def _inside(self, pairs: Int64[ndarray, "P 2"]) -> Int64[ndarray, "Q 2"]:
         return pairs[(pairs[:, 0] < self.student_rows) & (pairs[:, 1] < self.teacher_rows)]
 
 
