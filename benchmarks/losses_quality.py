@@ -2,7 +2,8 @@
 
     tokenkit pretrain runs/pretrain/small_student.yaml
     python benchmarks/losses_quality.py --output outputs/losses_quality [--methods alm clm] [--seeds 0 1 2]
-    python benchmarks/losses_quality.py --output outputs/losses_quality --table
+    python benchmarks/losses_quality.py --output outputs/losses_quality --equal-time
+    python benchmarks/losses_quality.py --output outputs/losses_quality --table --plot docs/losses_quality.png
 
 Teacher: the embedded model (4.26 million weights, byte-level BPE, Python). Student: a seventh of it, another tokenizer,
 trained on web text. Both read the same Python sources in the same order. Two peers are called directly: TRL's ULDLoss,
@@ -24,29 +25,27 @@ import torch
 from tokenkit.config import build
 from tokenkit.data.batch import Batches, read_training_rows, reading_of
 from tokenkit.data.source import read_documents
-from tokenkit.objective import Objective
 from tokenkit.train.balance import build_balance
 from tokenkit.train.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
 from tokenkit.train.step import accumulate_gradients
 from tokenkit.train.tasks.distill import TextTask
-from tokenkit.verbs.distill import DistillRun, measurement, pair_of, prepare
+from tokenkit.verbs.distill import DistillRun, measurement, prepare
+from tokenkit.verbs.sides import objective_of, pair_of
 
 METHODS = {  # losses of a run file, and how they share a step
     "CLM": ({"clm": {}}, "none"),
     "ULD + CLM": ({"uld": {"positions": "positional", "weight": 1.5}, "clm": {}}, "none"),
     "ULD aligned + CLM": ({"uld": {"weight": 1.5}, "clm": {}}, "none"),
-    "GOLD": ({"gold": {}}, "none"),
     "GOLD + CLM": ({"gold": {}, "clm": {}}, "none"),
     "MinED": ({"mined": {}}, "none"),
     "DSKD + CLM": ({"dskd": {}, "clm": {}}, "none"),
-    "P-KL": ({"p_kl": {}}, "none"),
     "P-KL + 0.1 CLM": ({"p_kl": {}, "clm": {"weight": 0.1}}, "none"),
     "ALM": ({"alm": {}}, "none"),
     "ALM + CLM": ({"alm": {}, "clm": {}}, "none"),
     "ALM + CLM, GradMag": ({"alm": {}, "clm": {}}, "approx_gradmag_preserve_mag"),
 }
 PEERS = {"TRL ULDLoss + CE": {}, "TRL ULDLoss hybrid + CE": {"uld_use_hybrid_loss": True}}
-STEPS, EVAL_AT = 300, (0, 75, 150, 225, 300)
+STEPS, EVAL_AT = 250, (0, 50, 100, 175, 250)
 
 
 def run_of(student: str, losses: dict, balance: str, seed: int, steps: int) -> DistillRun:
@@ -62,7 +61,7 @@ def run_of(student: str, losses: dict, balance: str, seed: int, steps: int) -> D
             "data": {"source": source, "window_bytes": 512},
             "train": {
                 "steps": steps,
-                "batch_size": 8,
+                "batch_size": 4,
                 "seed": seed,
                 "mode": "full",
                 "balance": balance,
@@ -78,9 +77,9 @@ class TrlStep:
     """Gradients of TRL's loss called directly on both models' logits, its cross-entropy added as its trainer does."""
 
     def __init__(self, sides, options):
+        from transformers import AutoTokenizer
         from trl.experimental.gold import GOLDConfig
         from trl.experimental.gold.gold_trainer import ULDLoss
-        from transformers import AutoTokenizer
 
         config = GOLDConfig(
             output_dir="unused",
@@ -128,10 +127,10 @@ def train(method: str, student: str, seed: int, steps: int) -> dict:
     run = run_of(student, losses, balance_name, seed, steps)
     torch.manual_seed(seed)
     sides = prepare(run)
-    objective = Objective.of(run.losses)
+    objective = objective_of(run.losses, sides)
     reading = reading_of(run.data, sides.student_tokenizer, sides.teacher_tokenizer, objective.shared_needs())
     rows = read_training_rows(run.data)
-    pair = pair_of(run, sides).tensors(objective.pair_needs())
+    pair = pair_of(run.data, sides).tensors(objective.pair_needs())
     tokenizers = sides.student_tokenizer, sides.teacher_tokenizer
     task = TextTask(objective, sides.student, tokenizers[0], sides.teacher, tokenizers[1], pair=pair, seed=seed)
     batches = Batches(rows, *tokenizers, batch_size=run.train.batch_size, seed=seed, reading=reading)
@@ -171,11 +170,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--equal-time", action="store_true")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
+    if options.plot:
+        plot(options.output, options.plot)
     if options.table:
         print(table(options.output))
+    if options.table or options.plot:
         return
     for seed in options.seeds:
         for method in options.methods:
@@ -234,6 +237,35 @@ def table(folder: Path) -> str:
         steps = again[0]["steps"] if again else STEPS
         lines.append(f"| {method} | " + " | ".join(cells) + f" | {ratio:.2f} | {steps} | {spread(last)} |")
     return "\n".join(lines)
+
+
+def plot(folder: Path, path: Path) -> None:
+    """Mean curves over steps, and over processor time in units of CLM's whole run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
+    whole = statistics.mean(run["seconds"] for run in read(folder, "steps", "CLM"))
+    colours = pyplot.get_cmap("tab20").colors
+    for number, method in enumerate([*METHODS, *PEERS]):
+        runs = read(folder, "steps", method)
+        if not runs:
+            continue
+        marks = [step for step in EVAL_AT if step]
+        values = [statistics.mean(run["curve"][str(step)][0] for run in runs) for step in marks]
+        times = [statistics.mean(run["curve"][str(step)][1] for run in runs) / whole for step in marks]
+        style = {"label": method, "color": colours[number], "linestyle": ":" if method in PEERS else "-", "marker": "."}
+        panels[0].plot(marks, values, **style)
+        panels[1].plot(times, values, **style)
+    panels[0].set(xlabel="optimizer steps", ylabel="bits per byte, held out", title="equal steps")
+    panels[1].set(xlabel="processor time / CLM's whole run", title="equal time", xscale="log")
+    panels[1].axvline(1, color="0.7", linewidth=0.8)
+    for panel in panels:
+        panel.grid(alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
+    figure.savefig(path, dpi=110)
 
 
 def spread(values: list[float]) -> str:

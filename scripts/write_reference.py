@@ -26,9 +26,8 @@ def reference() -> str:
     parts.append("## Losses\n")
     for name, entry in LOSSES.items():
         options = ", ".join(f"`{n}={p.default}`" for n, p in entry.options.items()) or "none"
-        parts.append(
-            f"**{name}**, per {entry.per}. {' '.join(entry.paper.split())} {entry.fn.__doc__}\nOptions: {options}.\n"
-        )
+        about = " ".join(f"{entry.paper} {entry.fn.__doc__}".split())
+        parts.append(f"**{name}**, per {entry.per}. {about}\nOptions: {options}.\n")
     parts.append("## Initialisers\n")
     parts += [f"**{name}**. {entry.summary}\n" for name, entry in INITIALIZERS.items()]
     return "\n".join(parts)

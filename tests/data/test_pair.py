@@ -83,7 +83,5 @@ def test_an_empty_table_and_a_missing_folder_are_one_line(bpe, unigram):
     pair = Pair(unigram, bpe, 0, bpe.vocab_size)
     with pytest.raises(UserError, match=r"exact pairs: .* have none; use a loss that needs none"):
         pair.tensors({"exact_pairs"})
-    with pytest.raises(
-        UserError, match="'unbiased' needs the bias of this pair; make it with"
-    ):
+    with pytest.raises(UserError, match="'unbiased' needs the bias of this pair; make it with"):
         Pair(unigram, bpe, unigram.vocab_size, bpe.vocab_size).tensors({"unbiased_pairs"})

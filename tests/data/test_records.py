@@ -14,18 +14,28 @@ from tokenkit.config import UserError
 from tokenkit.data.example import Side, cut
 from tokenkit.data.messages import Dialogue
 from tokenkit.data.records import (
+    HIDDEN,
+    HOLDS,
     MANIFEST,
+    TOP,
     Manifest,
     Record,
     Recording,
     RowScores,
+    Wanted,
     check_identity,
+    positions,
     read_manifest,
     row_checksum,
     rows_identity,
+    sha256_of,
 )
 
 IDENTITY = {"data.format": "text", "data.window_bytes": 64, "corpus": "c" * 64}
+
+
+WIDTH, BEST = 6, 5
+MORE = {"holds": (*HOLDS, *TOP, HIDDEN), "top_k": BEST, "hidden_width": WIDTH}
 
 
 def made_up(rows: int, seed: int = 0, longest: int = 30) -> list[RowScores]:
@@ -33,13 +43,30 @@ def made_up(rows: int, seed: int = 0, longest: int = 30) -> list[RowScores]:
     found = []
     for length in rng.integers(1, longest, rows).tolist():
         scores = -rng.exponential(3, (2, length - 1)).astype(np.float32)
-        found.append(RowScores(rng.integers(0, 1000, length).astype(np.int32), scores[0], scores[1]))
+        ids = rng.integers(0, 1000, length).astype(np.int32)
+        found.append(RowScores(ids, dict(zip(HOLDS, scores, strict=True))))
     return found
 
 
-def write(folder, scores, shard_rows=7, identity=IDENTITY, finish=True):
+def with_more(scores: list[RowScores], store="float32", ids=np.uint16) -> list[RowScores]:
+    """The same rows; their best ids of a vocabulary of nine and their hidden states beside the two floats."""
+    rng, found = np.random.default_rng(9), []
+    for row in scores:
+        logp = np.log(rng.dirichlet(np.ones(9), len(row.ids) - 1).astype(np.float32).reshape(-1, 9))
+        order = np.argsort(-logp, 1)
+        said = {
+            "top_logp": np.take_along_axis(logp, order, 1)[:, :BEST].astype(store),
+            "top_ids": (order[:, :BEST] + np.iinfo(ids).max - 9).astype(ids),
+            "tail_logp": np.logaddexp.reduce(np.take_along_axis(logp, order, 1)[:, BEST:], 1),
+            HIDDEN: rng.normal(size=(len(row.ids), WIDTH)).astype(store),
+        }
+        found.append(RowScores(row.ids, {**row.said, **said}))
+    return found
+
+
+def write(folder, scores, shard_rows=7, identity=IDENTITY, finish=True, **layout):
     folder.mkdir(exist_ok=True)
-    recording = Recording(folder, Manifest(teacher="t", text="x", identity=identity, rows=len(scores)))
+    recording = Recording(folder, Manifest(teacher="t", text="x", identity=identity, rows=len(scores), **layout))
     for number, first in enumerate(range(0, len(scores), shard_rows)):
         if not recording.has(number):
             recording.add(number, first, scores[first : first + shard_rows])
@@ -65,11 +92,129 @@ def test_rows_are_read_as_they_were_written_in_any_order(tmp_path, shard_rows):
     width = 32
     leaves = record.leaves(order, [side(scores[row]) for row in order], width)
     for place, row in enumerate(order):
-        one, rest = scores[row], width - len(scores[row].ids) + 1
-        label = np.concatenate([one.label_logp, np.zeros(rest, np.float32)])
-        mass = np.concatenate([[np.float32(0)], one.boundary_logp, np.zeros(rest - 1, np.float32)])
+        one, rest = scores[row].said, width - len(scores[row].ids) + 1
+        label = np.concatenate([one["label_logp"], np.zeros(rest, np.float32)])
+        mass = np.concatenate([[np.float32(0)], one["boundary_logp"], np.zeros(rest - 1, np.float32)])
         assert np.array_equal(leaves["teacher_label_logp"][place].numpy(), label)
         assert np.array_equal(leaves["teacher_boundary_logp"][place].numpy(), mass)
+
+
+@pytest.mark.parametrize("shard_rows", [1, 7, 100])
+@pytest.mark.parametrize(("store", "ids"), [("float32", np.uint16), ("float16", np.int32)])
+def test_best_ids_and_hidden_states_are_read_as_they_were_written(tmp_path, shard_rows, store, ids):
+    scores = with_more(made_up(40), store, ids)
+    write(tmp_path / "r", scores, shard_rows, store=store, **MORE)
+    order = np.random.default_rng(1).permutation(40).tolist()
+    wanted = Wanted(frozenset(MORE["holds"]), BEST)
+    leaves = Record(tmp_path / "r").leaves(order, [side(scores[row]) for row in order], 32, wanted)
+    assert {name.removeprefix("teacher_") for name in leaves} == wanted.names
+    for name in wanted.names:
+        found = leaves[f"teacher_{name}"].numpy()
+        assert found.dtype == (np.int64 if name == "top_ids" else np.float32)  # as a model yields them
+        for place, row in enumerate(order):
+            said, span = scores[row].said[name], positions(name, len(scores[row].ids) - 1)
+            assert len(said) == len(scores[row].ids) - (name != HIDDEN)
+            assert np.array_equal(found[place, span], said)
+            assert not np.delete(found[place], span, 0).any()
+
+
+@pytest.mark.parametrize("names", [{"hidden"}, {"top_logp", "top_ids"}, {"tail_logp"}, {"label_logp"}, set()])
+def test_only_what_is_wanted_is_read(tmp_path, names):
+    scores = with_more(made_up(9))
+    write(tmp_path / "r", scores, **MORE)
+    leaves = Record(tmp_path / "r").leaves([4], [side(scores[4])], 32, Wanted(frozenset(names), BEST))
+    assert set(leaves) == {f"teacher_{name}" for name in names}
+
+
+@pytest.mark.parametrize("top_k", [1, 3, BEST])
+def test_ids_beyond_the_wanted_ones_are_part_of_the_tail(tmp_path, top_k):
+    scores = with_more(made_up(9))
+    write(tmp_path / "r", scores, **MORE)
+    row = max(range(9), key=lambda i: len(scores[i].ids))
+    leaves = Record(tmp_path / "r").leaves([row], [side(scores[row])], 32, Wanted(frozenset(TOP), top_k))
+    scored, said = len(scores[row].ids) - 1, scores[row].said
+    logp, tail = (leaves[f"teacher_{name}"][0, :scored].numpy() for name in ("top_logp", "tail_logp"))
+    assert np.array_equal(logp, said["top_logp"][:, :top_k])
+    assert np.array_equal(leaves["teacher_top_ids"][0, :scored].numpy(), said["top_ids"][:, :top_k])
+    assert leaves["teacher_top_ids"].shape == (1, 32, top_k)
+    np.testing.assert_allclose(np.exp(logp).sum(1) + np.exp(tail), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("names", "top_k", "message"),
+    [
+        (
+            {"top_logp", "tail_logp"},
+            64,
+            r"the teacher's 64 best ids, but .*r holds 5; write 5 or less .* with top_k=64",
+        ),
+        (
+            {"layers", "hidden"},
+            None,
+            "need the teacher's layers, but .* and hidden only; only a live teacher has layers",
+        ),
+    ],
+)
+def test_more_than_was_recorded_is_refused_in_one_line(tmp_path, names, top_k, message):
+    write(tmp_path / "r", with_more(made_up(9)), **MORE)
+    record = Record(tmp_path / "r")
+    record.check_needs(Wanted(frozenset(MORE["holds"]), BEST), ["a"])
+    with pytest.raises(UserError, match=rf"losses \(a, b\): .*{message}") as error:
+        record.check_needs(Wanted(frozenset(names), top_k), ["a", "b"])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "top_k", "message"),
+    [
+        (
+            {"top_logp", "tail_logp"},
+            16,
+            "tail_logp, top_logp, .* label_logp and boundary_logp only; record again with top_k=16$",
+        ),
+        ({"label_logp", "hidden"}, None, "hidden, .*; record again with hidden=true$"),
+        ({"top_ids", "hidden"}, 8, "hidden, top_ids, .*; record again with top_k=8 hidden=true$"),
+        ({"eos_logp", "hidden"}, 8, "only a live teacher has eos_logp: leave record out, or use alm"),
+    ],
+)
+def test_a_record_of_two_floats_says_how_to_record_the_rest(tmp_path, names, top_k, message):
+    write(tmp_path / "r", made_up(9))
+    with pytest.raises(UserError, match=message):
+        Record(tmp_path / "r").check_needs(Wanted(frozenset(names), top_k), ["a"])
+
+
+@pytest.mark.parametrize("other", [{"top_k": 4}, {"hidden_width": None}, {"store": "float16"}])
+def test_a_recording_goes_on_with_what_it_began_to_record(tmp_path, other):
+    scores = with_more(made_up(20))
+    write(tmp_path / "r", scores, finish=False, **MORE)
+    before = contents(tmp_path / "r")
+    with pytest.raises(UserError, match=r"recorded with another (top_k|hidden|store) .* there, .* here"):
+        write(tmp_path / "r", scores, **{**MORE, **other})
+    assert contents(tmp_path / "r") == before
+
+
+def test_a_record_of_before_there_was_more_is_read(tmp_path):
+    """Manifests of format 1 that do not have the newer keys."""
+    scores = made_up(20)
+    write(tmp_path / "r", scores)
+    values = json.loads((tmp_path / "r" / MANIFEST).read_text("utf-8"))
+    old = {key: value for key, value in values.items() if key not in ("sha256", "top_k", "store", "hidden_width")}
+    (tmp_path / "r" / MANIFEST).write_text(json.dumps({**old, "sha256": sha256_of([json.dumps(old).encode()])}))
+    leaves = Record(tmp_path / "r").leaves([2], [side(scores[2])], 32)
+    count = len(scores[2].ids) - 1
+    assert np.array_equal(leaves["teacher_label_logp"][0, :count].numpy(), scores[2].said["label_logp"])
+
+
+def test_the_bytes_of_two_floats_are_what_they_were(tmp_path):
+    """The shard that the first release of the format wrote for these rows."""
+    rows = []
+    for length in (1, 4, 2):
+        values = np.arange(length - 1, dtype=np.float32)
+        said = {"label_logp": -values, "boundary_logp": values / 2 - 9}
+        rows.append(RowScores(np.arange(length, dtype=np.int32), said))
+    write(tmp_path / "r", rows)
+    raw = (tmp_path / "r" / "shard_000000.safetensors").read_bytes()
+    assert hashlib.sha256(raw).hexdigest() == "3b436e7596f1723c8b693b769aa5fabe73e3d5cf62ad10f598e279e4e3ea32a5"
 
 
 def test_what_a_student_does_not_learn_is_zero(tmp_path):
@@ -78,7 +223,8 @@ def test_what_a_student_does_not_learn_is_zero(tmp_path):
     trained = np.arange(len(scores[3].ids)) % 2 == 0
     leaves = Record(tmp_path / "r").leaves([3], [side(scores[3], trained=trained)], 32)
     assert np.array_equal(
-        leaves["teacher_label_logp"][0, : len(trained) - 1].numpy(), np.where(trained[1:], scores[3].label_logp, 0)
+        leaves["teacher_label_logp"][0, : len(trained) - 1].numpy(),
+        np.where(trained[1:], scores[3].said["label_logp"], 0),
     )
 
 
@@ -93,13 +239,14 @@ def test_eight_bytes_per_token_on_disk(tmp_path):
 
 @pytest.mark.parametrize("stop", [0, 1, 3, 5])
 @pytest.mark.parametrize("listed", [True, False])
-def test_what_was_finished_is_kept_and_the_rest_is_the_same(tmp_path, stop, listed):
+@pytest.mark.parametrize("layout", [{}, MORE], ids=["alm", "all"])
+def test_what_was_finished_is_kept_and_the_rest_is_the_same(tmp_path, stop, listed, layout):
     """Killed after a shard was written and before (or after) the manifest listed it."""
-    scores = made_up(40)
-    write(tmp_path / "whole", scores)
+    scores = with_more(made_up(40))
+    write(tmp_path / "whole", scores, **layout)
     folder = tmp_path / "killed"
     folder.mkdir()
-    recording = Recording(folder, Manifest(teacher="t", text="x", identity=IDENTITY, rows=40))
+    recording = Recording(folder, Manifest(teacher="t", text="x", identity=IDENTITY, rows=40, **layout))
     for number in range(stop):
         recording.add(number, number * 7, scores[number * 7 : number * 7 + 7])
     if not listed:
@@ -110,7 +257,7 @@ def test_what_was_finished_is_kept_and_the_rest_is_the_same(tmp_path, stop, list
     kept = {name: (folder / name).stat().st_mtime_ns for name in [f"shard_{n:06d}.safetensors" for n in range(stop)]}
     with pytest.raises(UserError, match="unfinished"):
         Record(folder)
-    write(folder, scores)
+    write(folder, scores, **layout)
     assert contents(folder) == contents(tmp_path / "whole")
     assert all((folder / name).stat().st_mtime_ns == time for name, time in kept.items())
 
@@ -127,10 +274,10 @@ def test_a_damaged_shard_is_recorded_again(tmp_path, caplog):
     assert contents(tmp_path / "r") == contents(tmp_path / "whole")
 
 
-@pytest.fixture(scope="module")
-def damaged(tmp_path_factory):
+@pytest.fixture(scope="module", params=[{}, MORE], ids=["alm", "all"])
+def damaged(tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("damaged") / "r"
-    write(folder, made_up(20))
+    write(folder, with_more(made_up(20)), **request.param)
     return folder
 
 
@@ -183,20 +330,22 @@ def test_a_folder_without_a_record(tmp_path):
 
 
 def test_other_tokens_than_the_recorded_ones_are_refused(tmp_path):
-    scores = made_up(20, longest=40)
+    scores = with_more(made_up(20, longest=40))
     row = max(range(20), key=lambda i: len(scores[i].ids))
     write(tmp_path / "text", scores)
-    write(tmp_path / "chat", scores, identity={**IDENTITY, "data.format": "chat"})
-    other = RowScores(scores[row].ids + 1, scores[row].label_logp, scores[row].boundary_logp)
+    write(tmp_path / "chat", scores, identity={**IDENTITY, "data.format": "chat"}, **MORE)
+    other = RowScores(scores[row].ids + 1, scores[row].said)
     for kind in ("text", "chat"):
         with pytest.raises(UserError, match=f"row {row} was recorded with other tokens"):
             Record(tmp_path / kind).leaves([row], [side(other)], 64)
     with pytest.raises(UserError, match="other tokens"):
         Record(tmp_path / "text").leaves([row], [side(scores[row], 5)], 64)
-    cut_short = Record(tmp_path / "chat").leaves([row], [side(scores[row], 5)], 64)
-    assert np.array_equal(cut_short["teacher_label_logp"][0, :4].numpy(), scores[row].label_logp[:4])
-    assert not cut_short["teacher_label_logp"][0, 4:].any()
-    assert np.array_equal(cut_short["teacher_boundary_logp"][0, 1:5].numpy(), scores[row].boundary_logp[:4])
+    wanted = Wanted(frozenset(MORE["holds"]), BEST)
+    cut_short = Record(tmp_path / "chat").leaves([row], [side(scores[row], 5)], 64, wanted)
+    for name, said in scores[row].said.items():
+        values, span = cut_short[f"teacher_{name}"][0].numpy(), positions(name, 4)
+        assert np.array_equal(values[span], said[: 5 if name == HIDDEN else 4])
+        assert not np.delete(values, span, 0).any()
 
 
 def test_checksums_tell_tokenisations_apart():

@@ -177,7 +177,7 @@ def test_a_student_of_another_shape_learns_hidden_states_through_a_map_and_resum
     bpe.save(narrow)
     common = {"model": {"source": str(narrow)}, "teacher": {"source": str(model_folder)}}
     wrong = common | {"losses": {"hidden_states": {}}}
-    with pytest.raises(UserError, match="16 channels and the teacher's 32; write .*project=true"):
+    with pytest.raises(UserError, match=r"16 channels and the teacher's 32; write .*project=true"):
         distill(run(**wrong), quiet=True)
     deep = common | {"losses": {"hidden_states": {"states": "all"}}}
     with pytest.raises(UserError, match="layers are 2 of 16 channels, the teacher's 3 of 32"):
@@ -201,7 +201,7 @@ def test_a_student_of_another_shape_learns_hidden_states_through_a_map_and_resum
 
 
 def test_two_vocabularies_are_told_before_anything_is_written(run, tmp_path):
-    with pytest.raises(UserError, match="forward_kl: needs one vocabulary.*: alm, dskd, gold, h_kl") as told:
+    with pytest.raises(UserError, match=r"forward_kl: needs one vocabulary.*: alm, dskd, gold, h_kl") as told:
         distill(run(losses={"forward_kl": {}}), quiet=True)
     assert "\n" not in str(told.value)
     with pytest.raises(UserError, match="'unbiased' needs the bias of this pair; make it with"):
@@ -219,3 +219,17 @@ def test_a_kept_map_is_taken_and_that_of_another_pair_refused(run, tmp_path, tok
     other = run(losses={"mined": {}}, target_tokenizer=None, data=source | {"mined": folder}, output=tmp_path / "no")
     with pytest.raises(UserError, match="made for another student than"):
         distill(other, quiet=True)
+
+
+def test_one_tokenizer_with_heads_of_two_sizes_is_one_line(run, model_folder, tmp_path, bpe):
+    padded = tmp_path / "padded"
+    model = load_model(str(model_folder))
+    model.resize_token_embeddings(len(input_matrix(model)) + 8, mean_resizing=False)
+    model.save_pretrained(padded)
+    bpe.save(padded)
+    both = {"teacher": {"source": str(padded)}, "target_tokenizer": None, "losses": {"top_k_kl": {}}}
+    with pytest.raises(
+        UserError, match="head has 320 rows and the teacher's 328; give both the same number with resize"
+    ):
+        distill(run(**both), quiet=True)
+    assert not (tmp_path / "out").exists()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -92,17 +93,34 @@ def test_three_students_of_one_record_learn_as_under_the_live_teacher(
         assert same_curve(live, taught)
 
 
-def test_the_record_is_what_teaches(runs, tmp_path, model_folder):
-    """Another model's record: the curve of that teacher, and not that of the student's own past."""
+PROJECTED = {"hidden_states": {"project": True, "chunks": "space"}}
+
+
+@pytest.mark.parametrize(
+    ("recorded", "losses", "target", "width"),
+    [
+        ({}, {"alm": {}, "clm": {"weight": 0.1}}, "byte", 32),
+        ({"top_k": 16}, {"top_k_kl": {"top_k": 16}}, None, 32),
+        ({"top_k": 20}, {"top_k_kl": {"top_k": 16}, "clm": {}}, None, 32),
+        ({"hidden": True}, {"hidden_states": {}}, "byte", 32),
+        ({"hidden": True}, {**PROJECTED, "alm": {}}, "byte", 48),
+        ({"top_k": 16, "hidden": True}, {**PROJECTED, "top_k_kl": {"top_k": 16}}, None, 48),
+    ],
+    ids=["alm", "top_k", "fewer", "hidden", "projected", "both"],
+)
+def test_the_record_is_what_teaches(runs, tmp_path, model_folder, recorded, losses, target, width):
+    """Another model's record: the curve of that teacher, gone by then, and not that of the student's own past."""
     recording, distilling = runs
     other = tmp_path / "other"
     shutil.copytree(model_folder, other)
     torch.manual_seed(5)
-    LlamaForCausalLM(LlamaConfig.from_pretrained(model_folder)).save_pretrained(other)
-    record(recording(teacher={"source": str(other)}), quiet=True)
-    distill(distilling(output=tmp_path / "self"), quiet=True)
-    distill(distilling(output=tmp_path / "live", teacher={"source": str(other)}), quiet=True)
-    distill(distilling(output=tmp_path / "taught", record=tmp_path / "record"), quiet=True)
+    LlamaForCausalLM(LlamaConfig.from_pretrained(model_folder, hidden_size=width)).save_pretrained(other)
+    record(recording(teacher={"source": str(other)}, **recorded), quiet=True)
+    changes = {"losses": losses, "target_tokenizer": target, "train": {"accumulation": 2}}
+    distill(distilling(output=tmp_path / "self", **changes), quiet=True)
+    distill(distilling(output=tmp_path / "live", teacher={"source": str(other)}, **changes), quiet=True)
+    shutil.rmtree(other)
+    distill(distilling(output=tmp_path / "taught", record=tmp_path / "record", **changes), quiet=True)
     assert same_curve(tmp_path / "live", tmp_path / "taught")
     assert not same_curve(tmp_path / "self", tmp_path / "taught")
 
@@ -167,13 +185,15 @@ def chat(tmp_path, model_folder):
     return folder, {"source": {"path": str(lines)}, "format": "chat", "window_bytes": 48}
 
 
-def test_conversations_that_students_cut_in_different_places(runs, tmp_path, chat):
+@pytest.mark.parametrize("extra", [{}, {"hidden_states": {}}], ids=["alm", "hidden"])
+def test_conversations_that_students_cut_in_different_places(runs, tmp_path, chat, extra):
     """A byte student's rows end long before the teacher's; what a student learns is not the record's business."""
     recording, distilling = runs
     folder, data = chat
-    record(recording(teacher={"source": str(folder)}, data=data), quiet=True)
+    record(recording(teacher={"source": str(folder)}, data=data, hidden=bool(extra)), quiet=True)
     for number, train_on in enumerate(("assistant", "all")):
         changes = {"model": {"source": str(folder)}, "data": {**data, "train_on": train_on}}
+        changes["losses"] = {"alm": {}, "clm": {"weight": 0.1}, **extra}
         changes["target_tokenizer"] = "byte:target=Qwen2"
         live, taught = tmp_path / f"live{number}", tmp_path / f"taught{number}"
         distill(distilling(output=live, **changes), quiet=True)
@@ -229,12 +249,43 @@ def test_a_named_teacher_must_be_the_recorded_one(runs, tmp_path, model_folder, 
         distill(distilling(output=tmp_path / "b", record=tmp_path / "record", teacher=wrong), quiet=True)
 
 
-def test_losses_that_want_more_are_told_what_there_is(runs, tmp_path):
+@pytest.mark.parametrize(
+    ("recorded", "losses", "message"),
+    [
+        ({}, {"forward_kl": {}}, r"teacher's logits, but .* holds label_logp and boundary_logp only; only a live"),
+        ({}, {"top_k_kl": {"top_k": 16}}, r"teacher's tail_logp, top_ids, top_logp, .*; record again with top_k=16$"),
+        ({}, {"hidden_states": {}}, r"teacher's hidden, .*; record again with hidden=true$"),
+        ({"top_k": 8}, {"top_k_kl": {"top_k": 16}}, r"16 best ids, but .* holds 8; write 8 or less .* with top_k=16$"),
+        ({"hidden": True}, {"hidden_states": {"states": "all"}}, r"teacher's layers, but .*; only a live teacher"),
+    ],
+    ids=["logits", "top_k", "hidden", "more", "layers"],
+)
+def test_losses_that_want_more_are_told_what_there_is(runs, tmp_path, recorded, losses, message):
     recording, distilling = runs
-    record(recording(), quiet=True)
-    with pytest.raises(UserError, match=r"need the teacher's logits, but .* holds label_logp and boundary_logp only"):
-        distill(distilling(target_tokenizer=None, losses={"forward_kl": {}}, record=tmp_path / "record"), quiet=True)
+    record(recording(**recorded), quiet=True)
+    with pytest.raises(UserError, match=message) as error:
+        distill(distilling(target_tokenizer=None, losses=losses, record=tmp_path / "record"), quiet=True)
+    assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_teacher_cannot_say_is_refused(runs, tmp_path, model_folder, bpe):
+    recording, _ = runs
+    with pytest.raises(UserError, match=f"top_k: 500, but the teacher has {bpe.vocab_size} ids"):
+        record(recording(top_k=500), quiet=True)
+    with pytest.raises(UserError, match="top_k"):
+        recording(top_k=0)
+    assert not (tmp_path / "record").exists()
+    loud = LlamaForCausalLM.from_pretrained(model_folder)
+    with torch.no_grad():
+        loud.model.norm.weight.fill_(1e5)
+    loud.save_pretrained(tmp_path / "loud")
+    bpe.save(tmp_path / "loud")
+    changes = {"teacher": {"source": str(tmp_path / "loud")}, "hidden": True}
+    with pytest.raises(
+        UserError, match=r"float16 ends at 65,504, but the teacher's hidden reaches \d+,\d+; write store"
+    ):
+        record(recording(store="float16", **changes), quiet=True)
 
 
 def test_training_finds_damage_before_it_begins(runs, tmp_path):
@@ -251,17 +302,32 @@ def test_training_finds_damage_before_it_begins(runs, tmp_path):
     distill(distilling(record=tmp_path / "record"), quiet=True)
 
 
-def test_at_most_eight_bytes_per_token(runs, tmp_path):
+@pytest.mark.parametrize(
+    ("more", "most"),
+    [
+        ({}, 8),
+        ({"top_k": 16}, 8 + 4 + 16 * 6),
+        ({"top_k": 16, "store": "float16"}, 8 + 4 + 16 * 4),
+        ({"hidden": True}, 8 + 32 * 4),
+        ({"hidden": True, "store": "float16"}, 8 + 32 * 2),
+    ],
+)
+def test_at_most_eight_bytes_per_token_and_what_is_asked_for(runs, tmp_path, more, most):
     recording, _ = runs
-    found = record(recording(shard_rows=8192), quiet=True)
+    found = record(recording(shard_rows=8192, **more), quiet=True)
     shards = sum(path.stat().st_size for path in (tmp_path / "record").glob("shard_*"))
     manifest = read_manifest(tmp_path / "record")
     assert found["bytes_per_token"] == manifest.bytes_per_token == pytest.approx(shards / manifest.tokens, abs=1e-6)
-    assert found["bytes_per_token"] <= 8
+    assert most * 0.9 < found["bytes_per_token"] <= most
 
 
-def test_an_interrupted_recording_goes_on_and_is_the_same(runs, tmp_path, monkeypatch):
-    recording, _ = runs
+EVERYTHING = {"top_k": 16, "hidden": True, "store": "float16"}
+
+
+@pytest.mark.parametrize("more", [{}, EVERYTHING], ids=["alm", "all"])
+def test_an_interrupted_recording_goes_on_and_is_the_same(runs, tmp_path, monkeypatch, more):
+    make, _ = runs
+    recording = partial(make, **more)
     whole = record(recording(output=tmp_path / "whole"), quiet=True)
     add = Recording.add
 
@@ -277,6 +343,9 @@ def test_an_interrupted_recording_goes_on_and_is_the_same(runs, tmp_path, monkey
         record(recording(), quiet=True)
     with pytest.raises(UserError, match="cannot resume with another config: shard_rows"):
         record(recording(shard_rows=50), resume=True, quiet=True)
+    for other in ({"top_k": 4}, {"hidden": not more}, {"store": "float32" if more else "float16"}):
+        with pytest.raises(UserError, match=f"cannot resume with another config: {next(iter(other))}"):
+            record(recording(**other), resume=True, quiet=True)
     numbers = []
     monkeypatch.setattr(Recording, "add", lambda self, n, *rest: (numbers.append(n), add(self, n, *rest)))
     assert record(recording(), resume=True, quiet=True) | {"record": ""} == whole | {"record": ""}
@@ -296,8 +365,9 @@ def test_resuming_under_a_changed_corpus_is_refused(runs, tmp_path, corpus):
 
 
 @pytest.mark.slow
-def test_a_killed_recording_goes_on_and_is_the_same(runs, tmp_path):
-    recording, _ = runs
+@pytest.mark.parametrize("more", [{}, EVERYTHING], ids=["alm", "all"])
+def test_a_killed_recording_goes_on_and_is_the_same(runs, tmp_path, more):
+    recording = partial(runs[0], **more)
     run = recording(output=tmp_path / "killed", shard_rows=2, batch_size=1)
     file = tmp_path / "run.yaml"
     file.write_text(dump_yaml(resolved(run)), "utf-8")

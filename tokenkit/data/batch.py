@@ -19,7 +19,7 @@ from tokenkit.align.modes import ModeName, chunk_mode
 from tokenkit.config import Config
 from tokenkit.data.example import PLAIN, Example, Reading, Row, Side, SpecialTokens, Window, cut, make_examples
 from tokenkit.data.messages import Dialogue, read_dialogues
-from tokenkit.data.records import Record
+from tokenkit.data.records import BY_ALM, Record, Wanted
 from tokenkit.data.source import SourceConfig, read_documents
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.tokenizers.chat import TrainOn
@@ -67,8 +67,8 @@ class Batch:
         return Batch(moved, self.rows, self.num_bytes, self.num_tokens)
 
 
-def collate(examples: list[Example], rows: list[int], record: Record | None = None) -> Batch:
-    """One microbatch of examples; with a record also what it says of the teacher."""
+def collate(examples: list[Example], rows: list[int], record: Record | None = None, wanted: Wanted = BY_ALM) -> Batch:
+    """One microbatch of examples; with a record also what is wanted of the teacher."""
     num_chunks = max((e.num_chunks for e in examples), default=0)
     tensors = _side("student", [e.student for e in examples], num_chunks)
     teachers = [e.teacher for e in examples if e.teacher is not None]
@@ -80,7 +80,7 @@ def collate(examples: list[Example], rows: list[int], record: Record | None = No
         for row, values in enumerate(closed):
             tensors["space_after"][row, : len(values)] = torch.from_numpy(values)
     if record is not None:
-        tensors |= record.leaves(rows, teachers, tensors["teacher_inputs"].shape[1])
+        tensors |= record.leaves(rows, teachers, tensors["teacher_inputs"].shape[1], wanted)
     scored = int(tensors["student_label_mask"].sum())
     return Batch(tensors, rows, sum(e.num_bytes for e in examples), scored)
 
@@ -144,9 +144,10 @@ class Batches:
         seed: int,
         reading: Reading = PLAIN,
         record: Record | None = None,
+        wanted: Wanted = BY_ALM,
     ):
         self.windows, self.student, self.teacher, self.reading = windows, student, teacher, reading
-        self.batch_size, self.seed, self.record = batch_size, seed, record
+        self.batch_size, self.seed, self.record, self.wanted = batch_size, seed, record, wanted
         self._epoch: tuple[int, Int[ndarray, "N"]] = (-1, np.empty(0, np.int64))
 
     def rows(self, step: int) -> list[int]:
@@ -160,7 +161,8 @@ class Batches:
         examples = make_examples([self.windows[row] for row in rows], self.student, self.teacher, self.reading)
         parts = np.array_split(np.arange(len(rows)), num_microbatches)
         cut = [part.tolist() for part in parts if len(part)]
-        return [collate([examples[i] for i in part], [rows[i] for i in part], self.record) for part in cut]
+        teacher = self.record, self.wanted
+        return [collate([examples[i] for i in part], [rows[i] for i in part], *teacher) for part in cut]
 
     def _row(self, position: int) -> int:
         epoch, offset = divmod(position, len(self.windows))

@@ -2,7 +2,8 @@
 
 A row of the corpus (a window of text or a conversation) is tokenised by the teacher alone, so nothing of the student
 enters. For each token after the first, which is given, a shard holds its log-probability and the log-mass of the tokens
-that begin after a boundary, right after it. Ids are not stored: they are computed again and compared by a checksum.
+that begin after a boundary, right after it; where asked for also the best ids of the distribution that predicts it, and
+the last hidden state of every token. The text's ids are not stored: they are computed again and compared by a checksum.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int, UInt16
+from jaxtyping import Int, UInt16
 from numpy import ndarray
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
@@ -33,7 +34,16 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 HOLDS = ("label_logp", "boundary_logp")
+TOP = ("top_logp", "top_ids", "tail_logp")
+HIDDEN = "hidden"
 Identity = dict[str, str | int]
+Store = Literal["float32", "float16"]
+
+
+def positions(name: str, scored: int) -> slice:
+    """Where in a row of `scored` + 1 tokens the recorded values of a leaf stand, one row of values each."""
+    # a token is predicted one position before its own, its boundary mass follows it, a hidden state is at the token
+    return slice(1 if name == "boundary_logp" else 0, scored if name in ("label_logp", *TOP) else scored + 1)
 
 
 class Shard(Config):
@@ -63,11 +73,20 @@ class Manifest(Config):
     bytes_per_token: float = 0.0
     """Bytes of all shards, over the teacher's tokens."""
     teacher_bits_per_byte: float | None = None
+    top_k: int | None = None
+    """How many of the teacher's best ids stand at each position, where they are recorded."""
     hidden_width: int | None = None
     """Channels of the teacher's hidden states, where they are recorded."""
+    store: Store = "float32"
+    """Type of `top_logp` and `hidden`; every other float is float32."""
     evaluated_on: str | None = None
     """Fingerprint of the held-out text and the context it was read with."""
     shards: tuple[Shard, ...] = ()
+
+    @property
+    def layout(self) -> Identity:
+        """What is recorded of a token, by the run-file key that decides it."""
+        return {"top_k": self.top_k or 0, "hidden": self.hidden_width is not None, "store": self.store}
 
 
 def sha256_of(parts: Iterable[bytes]) -> str:
@@ -103,8 +122,8 @@ def check_identity(folder: Path, recorded: Identity, wanted: Identity) -> None:
     for name, value in wanted.items():
         if recorded.get(name) != value:
             there, here = recorded.get(name), value
-            if not name.startswith("data."):
-                there, here = str(there)[:12], str(here)[:12]  # the beginning of a checksum will do
+            if isinstance(value, str) and not name.startswith("data."):
+                there, here = str(there)[:12], value[:12]  # the beginning of a checksum will do
             raise UserError(
                 f"{folder}: recorded with another {name} ({there!r} there, {here!r} here); write what was recorded, or "
                 "record again"
@@ -154,11 +173,10 @@ def find_damage(folder: Path, shard: Shard) -> str | None:
 
 @dataclass(frozen=True)
 class RowScores:
-    """The teacher's ids of a row, and for each but the first its log-probability and the boundary mass after it."""
+    """The teacher's ids of a row, and what it said of them: leaves by name, each at its `positions`."""
 
     ids: Int[ndarray, "T"]
-    label_logp: Float32[ndarray, "S"]
-    boundary_logp: Float32[ndarray, "S"]
+    said: Mapping[str, ndarray]
 
 
 class Recording:
@@ -171,7 +189,7 @@ class Recording:
             leftover.unlink()
         if (folder / MANIFEST).is_file():
             kept = read_manifest(folder)
-            check_identity(folder, kept.identity, blank.identity)
+            check_identity(folder, kept.identity | kept.layout, blank.identity | blank.layout)
             self._shards = {s.file: s for s in kept.shards if self._whole(s)}
         self._write()
 
@@ -181,13 +199,10 @@ class Recording:
 
     def add(self, number: int, first_row: int, rows: Sequence[RowScores]) -> None:
         """Writes one shard, then the manifest that lists it."""
-        counts = np.array([len(row.label_logp) for row in rows], np.uint32)
-        tensors = {
-            "label_logp": np.concatenate([row.label_logp for row in rows]),
-            "boundary_logp": np.concatenate([row.boundary_logp for row in rows]),
-            "counts": counts.astype(np.uint16) if counts.max() < 1 << 16 else counts,
-            "checks": np.array([row_checksum(row.ids) for row in rows], np.uint16),
-        }
+        counts = np.array([len(row.ids) - 1 for row in rows], np.uint32)
+        tensors = {name: np.concatenate([row.said[name] for row in rows]) for name in self._blank.holds}
+        tensors["counts"] = counts.astype(np.uint16) if counts.max() < 1 << 16 else counts
+        tensors["checks"] = np.array([row_checksum(row.ids) for row in rows], np.uint16)
         raw, name = save(tensors), _name(number)
         write_whole(self.folder / name, lambda path: path.write_bytes(raw))
         self._shards[name] = Shard(
@@ -224,6 +239,17 @@ def _name(number: int) -> str:
     return f"shard_{number:06d}.safetensors"
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """The leaves that losses ask of a teacher (without the side), and how many best ids the largest of them reads."""
+
+    names: frozenset[str] = frozenset(HOLDS)
+    top_k: int | None = None
+
+
+BY_ALM = Wanted()
+
+
 class Record:
     """A finished record, verified when opened and read through memory maps."""
 
@@ -242,26 +268,45 @@ class Record:
         """UserError where the record is not of the rows, tokenizer and teacher that are wanted."""
         check_identity(self.folder, self.manifest.identity, wanted)
 
-    def check_needs(self, needs: Iterable[str], losses: Iterable[str]) -> None:
-        """UserError where losses ask for tensors of the teacher that were not recorded."""
-        missing = sorted(set(needs) - set(self.manifest.holds))
+    def check_needs(self, wanted: Wanted, losses: Iterable[str]) -> None:
+        """UserError where losses ask for tensors of the teacher, or for more best ids, than were recorded."""
+        who, known = f"losses ({', '.join(losses)})", self.manifest
+        missing = wanted.names - set(known.holds)
         if missing:
+            *most, last = known.holds
             raise UserError(
-                f"losses ({', '.join(losses)}): need the teacher's {', '.join(missing)}, but {self.folder} holds "
-                f"{' and '.join(self.manifest.holds)} only; use alm (boundary=space), or a live teacher without record"
+                f"{who}: need the teacher's {', '.join(sorted(missing))}, but {self.folder} holds {', '.join(most)} "
+                f"and {last} only; {_instead(missing, wanted.top_k)}"
+            )
+        if wanted.names & {*TOP} and (wanted.top_k or 0) > (known.top_k or 0):
+            raise UserError(
+                f"{who}: read the teacher's {wanted.top_k} best ids, but {self.folder} holds {known.top_k}; write "
+                f"{known.top_k} or less as top_k of the losses, or record again with top_k={wanted.top_k}"
             )
 
-    def leaves(self, rows: Sequence[int], sides: Sequence[Side], width: int) -> dict[str, Tensor]:
-        """`teacher_label_logp` and `teacher_boundary_logp` of rows, as a live teacher yields them; 0 in the padding."""
-        label, boundary = (np.zeros((len(rows), width), np.float32) for _ in range(2))
+    def leaves(
+        self, rows: Sequence[int], sides: Sequence[Side], width: int, wanted: Wanted = BY_ALM
+    ) -> dict[str, Tensor]:
+        """The `teacher_` leaves of rows that are wanted, as a live teacher yields them; 0 in the padding."""
+        best = min(wanted.top_k or self.manifest.top_k or 0, self.manifest.top_k or 0)
+        depth = {"top_logp": (best,), "top_ids": (best,), HIDDEN: (self.manifest.hidden_width or 0,)}
+        found = {
+            name: np.zeros((len(rows), width, *depth.get(name, ())), np.int64 if name == "top_ids" else np.float32)
+            for name in sorted(wanted.names)
+        }
         for place, (row, side) in enumerate(zip(rows, sides, strict=True)):
+            shard, at = self._place(row, side.ids)
             scored = len(side.ids) - 1
-            logp, mass = self._row(row, side.ids)
-            label[place, :scored] = np.where(side.trained[1:], logp, 0)
-            boundary[place, 1 : scored + 1] = mass
-        return {"teacher_label_logp": torch.from_numpy(label), "teacher_boundary_logp": torch.from_numpy(boundary)}
+            for name, values in found.items():
+                span = positions(name, scored)
+                if span.start < span.stop:  # the library refuses an empty range at the end of a tensor
+                    values[place, span] = shard.read(name, at, span.stop - span.start, best)
+            if "label_logp" in found:
+                found["label_logp"][place, :scored][~side.trained[1:]] = 0
+        return {f"teacher_{name}": torch.from_numpy(values) for name, values in found.items()}
 
-    def _row(self, row: int, ids: Int[ndarray, "T"]) -> tuple[ndarray, ndarray]:
+    def _place(self, row: int, ids: Int[ndarray, "T"]) -> tuple["_OpenShard", int]:
+        """The shard of a row, and which of its rows it is; UserError where the row has other tokens."""
         number = int(np.searchsorted(self._firsts, row, "right")) - 1
         if number not in self._open:
             self._open[number] = _OpenShard(self.folder / self.manifest.shards[number].file)
@@ -274,7 +319,16 @@ class Record:
                 f"{self.folder}: row {row} was recorded with other tokens of the teacher ({recorded + 1} there, "
                 f"{len(ids)} here); does its template write the date? record again"
             )
-        return shard.read(int(shard.ends[place]), scored)
+        return shard, place
+
+
+def _instead(missing: Iterable[str], top_k: int | None) -> str:
+    """What to write where a record does not hold what losses need."""
+    never = sorted(set(missing) - {*TOP, HIDDEN, *HOLDS})
+    if never:
+        return f"only a live teacher has {', '.join(never)}: leave record out, or use alm (boundary=space) or top_k_kl"
+    keys = [f"top_k={top_k or 64}"] if set(missing) & {*TOP} else []
+    return f"record again with {' '.join([*keys, *(['hidden=true'] if HIDDEN in missing else [])])}"
 
 
 class _OpenShard:
@@ -287,8 +341,13 @@ class _OpenShard:
         self.ends: Int[ndarray, "R1"] = np.append(0, np.cumsum(counts, dtype=np.int64))
         self.checks: UInt16[ndarray, "R"] = self._file.get_tensor("checks")
 
-    def read(self, start: int, count: int) -> tuple[ndarray, ndarray]:
-        if not count:  # the library refuses an empty range at the end of a tensor
-            return np.empty(0, np.float32), np.empty(0, np.float32)
-        label, boundary = (self._file.get_slice(name)[start : start + count] for name in HOLDS)
-        return label, boundary
+    def read(self, name: str, place: int, count: int, best: int) -> ndarray:
+        """The first `count` values of a row; ids after the `best` first are part of the tail."""
+        start = int(self.ends[place]) + (place if name == HIDDEN else 0)  # each row before has one state more
+        rows, values = slice(start, start + count), self._file.get_slice(name)
+        if name in ("top_logp", "top_ids"):
+            return values[rows, :best]
+        if name == "tail_logp" and best < self._file.get_slice("top_logp").get_shape()[1]:
+            further = self._file.get_slice("top_logp")[rows, best:].astype(np.float32)
+            return np.logaddexp(values[rows], np.logaddexp.reduce(further, 1))
+        return values[rows]

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from tokenkit.config import Config, UserError, dump_yaml, resolved
 from tokenkit.data.batch import Batches, DataConfig, read_training_rows, reading_of
 from tokenkit.data.example import Row
-from tokenkit.data.pair import Pair
 from tokenkit.data.records import TOKENIZER, Record
 from tokenkit.data.source import describe, read_documents
 from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
@@ -24,7 +23,7 @@ from tokenkit.models.expand import attach_expansion, old_inputs
 from tokenkit.models.generate import generate
 from tokenkit.models.load import head_matrix, input_matrix, output_head
 from tokenkit.models.lora import attach_lora
-from tokenkit.models.view import ModelView, state_shape
+from tokenkit.models.view import ModelView
 from tokenkit.objective import LossesConfig, Objective, losses_config
 from tokenkit.plugins.load import Plugin
 from tokenkit.report.content import Aligned, Bar, Chunk, Curve, Fact, Output, Report, Sample
@@ -38,11 +37,12 @@ from tokenkit.train.folder import RunFolder, write_json
 from tokenkit.train.loop import train
 from tokenkit.train.schema import TrainConfig
 from tokenkit.train.tasks.distill import TextTask
-from tokenkit.transfer.apply import TransferReport, transfer_model
+from tokenkit.transfer.apply import transfer_model
 from tokenkit.verbs.device import pick_device
 from tokenkit.verbs.model import DTYPES, ExportType, ModelChoice, load_pair
 from tokenkit.verbs.own_losses import keep_plugins, named_plugins
-from tokenkit.verbs.record import data_identity, evaluated_on, teacher_identity
+from tokenkit.verbs.record import evaluated_on
+from tokenkit.verbs.sides import Sides, check_record, objective_of, pair_of, wanted_of
 from tokenkit.verbs.transfer import TransferOptions
 from tokenkit.version import __version__
 
@@ -96,30 +96,17 @@ class DistillRun(Config):
         return schema
 
 
-@dataclass
-class Sides:
-    """Student and teacher of a run, ready to be trained and compared."""
-
-    student: ModelView
-    student_tokenizer: Tokenizer
-    teacher: ModelView | Record
-    teacher_tokenizer: Tokenizer
-    transfer: TransferReport | None
-    teacher_samples: list[str]
-
-
 def distill(run: DistillRun, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Trains, measures, exports and reports; the results that are also in `output/results.json`."""
     sides = prepare(run)
-    objective = _objective(run, sides)
+    objective = objective_of(run.losses, sides)
     rows = read_training_rows(run.data)
-    reading = reading_of(run.data, sides.student_tokenizer, sides.teacher_tokenizer, objective.shared_needs())
+    batches = _batches(run, sides, objective, rows)
     held_out = read_documents(run.eval.source)
     live, record = (None, sides.teacher) if isinstance(sides.teacher, Record) else (sides.teacher, None)
     if record is not None:
-        _check_record(run, record, objective, rows, sides.teacher_tokenizer)
-    pair = _pair(run, sides).tensors(objective.pair_needs())
-    _check_widths(objective, sides)
+        check_record(record, objective, run.data, rows, sides, run.teacher)
+    pair = pair_of(run.data, sides).tensors(objective.pair_needs())
     # refuses before a file is written
     build_balance(run.train.balance, list(objective.weights()), sides.student.model, [])
     folder = _claim(run, resume)
@@ -135,15 +122,6 @@ def distill(run: DistillRun, *, resume: bool = False, quiet: bool = False) -> di
         pair=pair,
         teacher_width=record.manifest.hidden_width if record is not None else None,
         seed=run.train.seed,
-    )
-    batches = Batches(
-        rows,
-        sides.student_tokenizer,
-        sides.teacher_tokenizer,
-        batch_size=run.train.batch_size,
-        seed=run.train.seed,
-        reading=reading,
-        record=record,
     )
     progress = train(task, batches, run.train, folder, measure, label="+".join(objective.weights()), quiet=quiet)
     after = measure()
@@ -171,50 +149,18 @@ def distill(run: DistillRun, *, resume: bool = False, quiet: bool = False) -> di
     return results
 
 
-def _objective(run: DistillRun, sides: Sides) -> Objective:
-    objective = Objective.of(run.losses)
-    objective.check_vocabularies(
-        sides.student_tokenizer.vocab_size,
-        sides.teacher_tokenizer.vocab_size,
-        sides.student_tokenizer.fingerprint == sides.teacher_tokenizer.fingerprint,
-    )
-    return objective
-
-
-def _pair(run: DistillRun, sides: Sides) -> Pair:
-    rows = sides.teacher_tokenizer.vocab_size if isinstance(sides.teacher, Record) else sides.teacher.vocab_rows
-    return Pair(
-        sides.student_tokenizer,
-        sides.teacher_tokenizer,
-        sides.student.vocab_rows,
+def _batches(run: DistillRun, sides: Sides, objective: Objective, rows: Sequence[Row]) -> Batches:
+    student, teacher = sides.student_tokenizer, sides.teacher_tokenizer
+    return Batches(
         rows,
-        mined=run.data.mined,
-        bias=run.data.bias,
-        bias_threshold=run.data.bias_threshold,
+        student,
+        teacher,
+        batch_size=run.train.batch_size,
+        seed=run.train.seed,
+        reading=reading_of(run.data, student, teacher, objective.shared_needs()),
+        record=sides.teacher if isinstance(sides.teacher, Record) else None,
+        wanted=wanted_of(objective),
     )
-
-
-def _check_widths(objective: Objective, sides: Sides) -> None:
-    """UserError where hidden states of different shape would be compared."""
-    if "student_chunk_hidden" in objective.names:
-        own = sides.student.head().shape[1]
-        theirs = (
-            sides.teacher.manifest.hidden_width if isinstance(sides.teacher, Record) else sides.teacher.head().shape[1]
-        )
-        if theirs is not None and own != theirs:
-            raise UserError(
-                f"losses.hidden_states: the student's states have {own} channels and the teacher's {theirs}; write "
-                "losses.hidden_states.project=true"
-            )
-    if isinstance(sides.teacher, ModelView):
-        for name in ("layers", "qkv"):
-            if f"student_{name}" in objective.names:
-                own, theirs = (state_shape(view, name) for view in (sides.student, sides.teacher))
-                if own != theirs:
-                    raise UserError(
-                        f"losses.hidden_states.states: the student's {name} are {own[0]} of {own[1]} channels, the "
-                        f"teacher's {theirs[0]} of {theirs[1]}; write states=last, and project=true where widths differ"
-                    )
 
 
 def _claim(run: DistillRun, resume: bool) -> RunFolder:
@@ -255,17 +201,6 @@ def prepare(run: DistillRun) -> Sides:
     if run.train.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return Sides(ModelView(model), target or source, teacher, teacher_tokenizer, report, samples)
-
-
-def _check_record(
-    run: DistillRun, record: Record, objective: Objective, rows: Sequence[Row], tokenizer: Tokenizer
-) -> None:
-    """UserError where the record holds something else than the live teacher would say to these losses."""
-    record.check_needs(objective.needs("teacher"), objective.weights())
-    record.check(data_identity(run.data, rows, tokenizer))
-    if run.teacher is not None:
-        named = load_tokenizer(run.teacher.tokenizer or TokenizerSpec(name=run.teacher.source))
-        record.check(data_identity(run.data, rows, named) | teacher_identity(run.teacher))
 
 
 def _tables(model: PreTrainedModel) -> dict[str, Tensor]:

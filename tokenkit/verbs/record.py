@@ -13,18 +13,23 @@ import torch
 from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from tokenkit.config import Config, UserError, digest, resolved
 from tokenkit.data.batch import DataConfig, collate, read_training_rows, reading_of
 from tokenkit.data.example import Example, Reading, Row, make_examples
 from tokenkit.data.records import (
+    HIDDEN,
     HOLDS,
     TOKENIZER,
+    TOP,
     Identity,
     Manifest,
     Record,
     Recording,
     RowScores,
+    Store,
+    positions,
     rows_identity,
     sha256_of,
 )
@@ -52,7 +57,13 @@ class RecordRun(Config):
     shard_rows: int = Field(8192, ge=1)
     """Rows per file; an interrupted recording loses at most so many."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Type of the forward pass; what is recorded is float32."""
+    """Type of the forward pass, not of what is recorded."""
+    top_k: int | None = Field(None, ge=1)
+    """Also record the teacher's best ids at each position, their log-probabilities and the log-mass of all others."""
+    hidden: bool = False
+    """Also record the teacher's last hidden state at each token."""
+    store: Store = "float32"
+    """Type of those log-probabilities and states on disk; the log-masses and what ALM reads stay float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     eval: EvalConfig | None = None
     """Also measure the teacher, so that runs on the same held-out text can show its bits per byte."""
@@ -64,21 +75,16 @@ def record(run: RecordRun, *, resume: bool = False, quiet: bool = False) -> dict
     rows = read_training_rows(run.data)
     held_out = read_documents(run.eval.source) if run.eval else []
     identity = data_identity(run.data, rows, tokenizer) | teacher_identity(run.teacher)
-    blank = Manifest(
-        teacher=run.teacher.source,
-        text=describe(run.data.source),
-        identity={**identity, "precision": run.precision},
-        rows=len(rows),
-    )
+    view, reading = ModelView(model), reading_of(run.data, tokenizer, None)
+    blank = _blank(run, view, {**identity, "precision": run.precision}, len(rows))
     RunFolder(run.output).claim(resolved(run), resume=resume)
     _keep_tokenizer(tokenizer, run.output / TOKENIZER)
     recording = Recording(run.output, blank)
-    view, reading = ModelView(model), reading_of(run.data, tokenizer, None)
     with _progress(len(rows), quiet) as advance:
         for number, first in enumerate(range(0, len(rows), run.shard_rows)):
             some = rows[first : first + run.shard_rows]
             if not recording.has(number):
-                recording.add(number, first, _scores(run, view, tokenizer, some, reading))
+                recording.add(number, first, _scores(run, blank.holds, view, tokenizer, some, reading))
             advance(len(some))
     figure = None
     if run.eval:
@@ -93,6 +99,22 @@ def record(run: RecordRun, *, resume: bool = False, quiet: bool = False) -> dict
         "shards": len(done.shards),
         "teacher_bits_per_byte": figure,
     }
+
+
+def _blank(run: RecordRun, view: ModelView, identity: Identity, rows: int) -> Manifest:
+    """The manifest before a row is read; UserError where more ids are wanted than the teacher has."""
+    if run.top_k is not None and run.top_k > view.vocab_rows:
+        raise UserError(f"top_k: {run.top_k}, but the teacher has {view.vocab_rows} ids; write that many at most")
+    return Manifest(
+        holds=(*HOLDS, *(TOP if run.top_k is not None else ()), *((HIDDEN,) if run.hidden else ())),
+        teacher=run.teacher.source,
+        text=describe(run.data.source),
+        identity=identity,
+        rows=rows,
+        top_k=run.top_k,
+        hidden_width=view.head().shape[1] if run.hidden else None,
+        store=run.store,
+    )
 
 
 def data_identity(data: DataConfig, rows: Sequence[Row], teacher: Tokenizer) -> Identity:
@@ -148,22 +170,45 @@ def _keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 @torch.no_grad()
 def _scores(
-    run: RecordRun, view: ModelView, tokenizer: Tokenizer, rows: Sequence[Row], reading: Reading
+    run: RecordRun,
+    holds: Sequence[str],
+    view: ModelView,
+    tokenizer: Tokenizer,
+    rows: Sequence[Row],
+    reading: Reading,
 ) -> list[RowScores]:
     """What the teacher says of each row: of every token, because which ones a student learns is the student's."""
     examples = [_all_scored(example) for example in make_examples(rows, tokenizer, None, reading)]
-    boundary = boundary_mask(view, tokenizer)
+    sets = {"boundary_logp": boundary_mask(view, tokenizer)}
     found: dict[int, RowScores] = {}
     for some in _batches(examples, run.batch_size):
         batch = collate([examples[i] for i in some], some).to(view.model.device)
         inputs, labels = batch.tensors["student_inputs"], batch.tensors["student_labels"]
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
-            leaves = view.leaves(set(HOLDS), inputs, labels, {"boundary_logp": boundary})
-        label, mass = (leaves[name].float().cpu().numpy() for name in HOLDS)
+            leaves = view.leaves(set(holds), inputs, labels, sets, top_k=run.top_k)
+        stored = {name: _stored(name, leaves[name], run.store, view.vocab_rows) for name in holds}
         for place, row in enumerate(some):
             ids = examples[row].student.ids
-            found[row] = RowScores(ids, label[place, : len(ids) - 1], mass[place, 1 : len(ids)])
+            said = {name: values[place, positions(name, len(ids) - 1)] for name, values in stored.items()}
+            found[row] = RowScores(ids, said)
     return [found[row] for row in range(len(rows))]
+
+
+def _stored(name: str, leaf: Tensor, store: Store, vocab_rows: int) -> np.ndarray:
+    """A leaf in the type that it has on disk; UserError where its numbers are too large for that."""
+    if name == "top_ids":
+        return leaf.cpu().numpy().astype(np.uint16 if vocab_rows <= 1 << 16 else np.int32)
+    values = leaf.float().cpu().numpy()
+    if store == "float32" or name not in ("top_logp", HIDDEN):
+        return values
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    if (np.isinf(half) & np.isfinite(values)).any():
+        raise UserError(
+            f"store: float16 ends at 65,504, but the teacher's {name} reaches {np.abs(values).max():,.0f}; write "
+            "store=float32"
+        )
+    return half
 
 
 def _all_scored(example: Example) -> Example:
