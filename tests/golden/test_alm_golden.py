@@ -39,16 +39,6 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
 @pytest.fixture(scope="module")
-def golden(shared):
-    @cache
-    def read(name):
-        with np.load(shared / "golden" / f"{name}.npz") as arrays:
-            return {key: arrays[key] for key in arrays.files}
-
-    return read
-
-
-@pytest.fixture(scope="module")
 def cases(shared):
     instances = json.loads((shared / "golden/A_alm_cases.json").read_text("utf-8"))["instances"]
     end_to_end = json.loads((shared / "golden/A_alm_e2e_cases.json").read_text("utf-8"))["cases"]

@@ -4,7 +4,6 @@ Every stored case is compared, in float64 and float32. Stored positions are thos
 """
 
 import json
-from functools import cache
 
 import numpy as np
 import pytest
@@ -19,16 +18,6 @@ from tokenkit.quantities import Quantities
 SIDES = ("student", "teacher")
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 TOLERANCE = {"float64": (1e-7, 1e-6), "float32": (2e-4, 1e-4)}  # values; gradients, of the largest entry
-
-
-@pytest.fixture(scope="module")
-def golden(shared):
-    @cache
-    def read(name):
-        with np.load(shared / "golden" / f"{name}.npz") as arrays:
-            return {key: arrays[key] for key in arrays.files}
-
-    return read
 
 
 @pytest.fixture(scope="module")

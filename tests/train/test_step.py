@@ -16,6 +16,8 @@ from tokenkit.data.pair import Pair
 from tokenkit.models.load import load_model
 from tokenkit.models.view import ModelView
 from tokenkit.objective import LossesConfig, Objective
+from tokenkit.train.optimizer import build_optimizer
+from tokenkit.train.schema import OptimizerConfig
 from tokenkit.train.step import accumulate_gradients
 from tokenkit.train.tasks.distill import TextTask
 from tokenkit.transfer.apply import transfer_model
@@ -180,6 +182,12 @@ def test_what_is_learnt_along_gets_gradients_and_begins_from_the_seed(model_fold
     examples = encode(tasks[0], cut(documents[:2], 100)[:2], unigram, bpe)
     gradients(tasks[0], (2,), examples)
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in learnt.values())
+    rates = {}
+    for group in build_optimizer(tasks[0].trainable(), OptimizerConfig(learning_rate=1e-3)).param_groups:
+        rates |= {id(p): group["lr_scale"] for p in group["params"]}
+    assert {name: rates[id(p)] for name, p in tasks[0].trainable().items()} == {
+        name: 2.0 if name in learnt else 1.0 for name in tasks[0].trainable()
+    }
     teacher = tasks[0].teacher.model
     assert all(p.grad is None for p in teacher.parameters())
 

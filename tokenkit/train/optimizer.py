@@ -27,7 +27,8 @@ def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimizerCon
             raise UserError(f"optimizer.param_groups: {group.pattern!r} matches none of the trained parameters")
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        scale = next((g.lr_scale for g in config.param_groups if re.search(g.pattern, name)), 1.0)
+        own = config.projector_lr_scale if name.startswith("projectors.") else 1.0
+        scale = next((g.lr_scale for g in config.param_groups if re.search(g.pattern, name)), own)
         decay = config.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((decay, scale), []).append(parameter)
     return torch.optim.AdamW(

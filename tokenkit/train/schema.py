@@ -34,6 +34,8 @@ class OptimizerConfig(Config):
     """Gradients are scaled down to this norm, over all parameters together; null: never."""
     param_groups: list[ParameterGroup] = []
     """Learning-rate scales by name; the first pattern that matches counts."""
+    projector_lr_scale: float = Field(2.0, gt=0)
+    """Learning-rate scale of maps that losses have learnt along, unless a pattern matches them."""
 
 
 class LoraConfig(Config):
