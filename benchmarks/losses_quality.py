@@ -48,9 +48,9 @@ PEERS = {"TRL ULDLoss + CE": {}, "TRL ULDLoss hybrid + CE": {"uld_use_hybrid_los
 STEPS, EVAL_AT = 250, (0, 50, 100, 175, 250)
 
 
-def run_of(student: str, losses: dict, balance: str, seed: int, steps: int) -> DistillRun:
+def run_of(student: str, losses: dict, balance: str, seed: int, steps: int, text_bytes: int) -> DistillRun:
     """The same run for all but the losses."""
-    source = {"stdlib": "train", "max_bytes": 1_000_000}
+    source = {"stdlib": "train", "max_bytes": text_bytes}
     return build(
         DistillRun,
         {
@@ -121,10 +121,10 @@ class TrlStep:
         ).backward()  # fmt: skip
 
 
-def train(method: str, student: str, seed: int, steps: int) -> dict:
+def train(method: str, student: str, seed: int, steps: int, text_bytes: int) -> dict:
     """Bits per byte at some steps, and processor seconds up to each of them."""
     losses, balance_name = METHODS.get(method, ({"clm": {}}, "none"))
-    run = run_of(student, losses, balance_name, seed, steps)
+    run = run_of(student, losses, balance_name, seed, steps, text_bytes)
     torch.manual_seed(seed)
     sides = prepare(run)
     objective = objective_of(run.losses, sides)
@@ -167,6 +167,7 @@ def main() -> None:
     parser.add_argument("--student", default="outputs/small_student/model")
     parser.add_argument("--methods", nargs="+", default=[*METHODS, *PEERS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--text-bytes", type=int, default=1_000_000, help="a step reads 2,048 of them")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--equal-time", action="store_true")
     parser.add_argument("--table", action="store_true")
@@ -189,7 +190,7 @@ def main() -> None:
                 continue
             if options.equal_time and steps >= STEPS:
                 continue  # as fast as CLM: the run of equal steps is the answer
-            found = train(method, options.student, seed, steps)
+            found = train(method, options.student, seed, steps, options.text_bytes)
             path.with_suffix(".tmp").write_text(json.dumps(found))
             path.with_suffix(".tmp").rename(path)
             print(

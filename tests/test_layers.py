@@ -12,6 +12,7 @@ LAYERS = {
     "schedule": 1,
     "tokenizers": 1,
     "align": 2,
+    "fused": 2,
     "quantities": 3,
     "scores": 3,
     "losses": 4,

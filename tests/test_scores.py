@@ -93,6 +93,25 @@ def test_a_faint_boundary_mass_neither_underflows_nor_poisons_the_gradient():
     assert logits.grad[0, 1] == pytest.approx(1 / (1 + torch.e**-1), rel=1e-5)
 
 
+@pytest.mark.parametrize("depth", [1.0, 30.0, 59.0, 61.0, 200.0])
+def test_gradients_of_masses_on_both_sides_of_faint(depth):
+    exact = torch.tensor([[0.0, -depth, -depth - 1, 1.0], [2.0, 0.0, -3.0, 1.0]], dtype=torch.float64)
+    labels, boundary = torch.tensor([3, 1]), torch.tensor([False, True, True, False])
+    for fast, slow in (
+        (lambda x: token_scores(x, torch.eye(4), labels, boundary), lambda x: token_scores_dense(x, labels, boundary)),
+        (lambda x: scores_at(x, torch.eye(4), torch.tensor([[0, 3], [0, 3]])), _dense_rest),
+    ):
+        low, high = exact.float().requires_grad_(), exact.clone().requires_grad_()
+        sum(score.sum() for score in fast(low)).backward()
+        sum(score.sum() for score in slow(high)).backward()
+        torch.testing.assert_close(low.grad.double(), high.grad, rtol=1e-5, atol=1e-6)
+
+
+def _dense_rest(logits):
+    logp = logits.log_softmax(-1)
+    return logp[:, [0, 3]], logp[:, 1:3].logsumexp(-1)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients_by_differences(form):
     hidden, head, labels, boundary = problem(3, rows=5, width=3, vocabulary=7, scale=1.0)

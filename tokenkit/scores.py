@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-TILE = {"cpu": (256, 4096), "cuda": (4096, 32768)}  # rows x vocabulary that exist at one time: a cache, or 512 MiB
+from tokenkit import fused
+
+TILE = {"cpu": (512, 2048), "cuda": (4096, 32768)}  # rows x vocabulary that exist at one time: a cache, or 512 MiB
 FAINT = -60.0  # nats below which a mass is added up on its own
 
 
@@ -47,9 +49,13 @@ def token_scores(
 ) -> tuple[Float[Tensor, "*N"], Float[Tensor, "*N"]]:
     """Log-probability of each label and log-mass of the boundary tokens (0 without `boundary`), in nats.
 
-    A label below 0 is scored 0.
+    A label below 0 is scored 0. On a GPU the label alone is left to another package's kernel, if one is installed.
     """
     rows = hidden.reshape(-1, hidden.shape[-1])
+    kernel = _kernel(rows, form) if boundary is None else None
+    if kernel is not None:
+        flat = fused.label_logp(kernel, rows, head, labels.reshape(-1), form.bias, form.scale, form.softcap)
+        return flat.view(labels.shape), torch.zeros_like(flat).view(labels.shape)
     label, mass = _Scores.apply(rows, head, form.bias, labels.reshape(-1, 1), boundary, form, False)
     return label.view(labels.shape), mass.view(labels.shape)
 
@@ -85,6 +91,11 @@ def token_scores_dense(
     if boundary is None:
         return label, torch.zeros_like(label)
     return label, logp.masked_fill(~boundary, -torch.inf).logsumexp(-1)
+
+
+def _kernel(hidden: Tensor, form: LogitForm) -> fused.Kernel | None:
+    kind = {"bias": form.bias is not None, "softcap": form.softcap is not None}
+    return fused.choose(hidden.device.type, hidden.dtype, **kind, packages=fused.installed())
 
 
 def _top_k_ids(hidden: Tensor, head: Tensor, k: int, form: LogitForm) -> Tensor:
@@ -155,16 +166,11 @@ class _Scores(torch.autograd.Function):
                 logits = _logits(hidden[rows], head, columns, ctx.form)
                 here = _places(ids[rows], columns)
                 capped = logits.clone() if ctx.form.softcap is not None else logits
-                inside = None
-                if weight is not None:
-                    # the softmax over the set alone has its own exp: the ratio of both sums may overflow
-                    inside = (logits - mass[rows].unsqueeze(1)).clamp_max_(0).exp_()
-                    inside.mul_(torch.outer(mass_grad[rows], weight[columns]))
-                    if ctx.rest:
-                        inside[here[0], here[2]] = 0
-                grad = logits.sub_(total[rows].unsqueeze(1)).exp_().mul_(-all_grad[rows].unsqueeze(1))
-                if inside is not None:
-                    grad.add_(inside)
+                if mass is None or weight is None:
+                    grad = logits.sub_(total[rows].unsqueeze(1)).exp_().mul_(-all_grad[rows].unsqueeze(1))
+                else:
+                    parts = (total[rows], mass[rows], all_grad[rows], mass_grad[rows], weight[columns])
+                    grad = _grad_with_mass(logits, *parts, here if ctx.rest else None)
                 grad.index_put_((here[0], here[2]), id_grad[rows][here[0], here[1]], accumulate=True)
                 grad = ctx.form.pull_back(grad, capped)
                 if bias_grad is not None:
@@ -186,6 +192,27 @@ def _set_weight(boundary: Tensor | None, rest: bool, head: Tensor, dtype: torch.
     if rest:
         return torch.ones(len(head), dtype=dtype, device=head.device)
     return None if boundary is None else boundary.to(dtype)
+
+
+def _grad_with_mass(
+    logits: Tensor,
+    total: Tensor,
+    mass: Tensor,
+    all_grad: Tensor,
+    mass_grad: Tensor,
+    weight: Tensor,
+    outside: tuple[Tensor, Tensor, Tensor] | None,
+) -> Tensor:
+    """mass_grad * softmax over the set - all_grad * softmax, `outside` taken out of the set; overwrites `logits`."""
+    if (mass - total).amin() >= FAINT:  # one exp for both: the ratio of the sums is a number
+        factor = torch.outer(mass_grad * (total - mass).exp(), weight).sub_(all_grad.unsqueeze(1))
+        if outside is not None:
+            factor[outside[0], outside[2]] = -all_grad[outside[0]]
+        return logits.sub_(total.unsqueeze(1)).exp_().mul_(factor)
+    inside = (logits - mass.unsqueeze(1)).clamp_max_(0).exp_().mul_(torch.outer(mass_grad, weight))
+    if outside is not None:
+        inside[outside[0], outside[2]] = 0
+    return logits.sub_(total.unsqueeze(1)).exp_().mul_(-all_grad.unsqueeze(1)).add_(inside)
 
 
 def _mass_alone(hidden: Tensor, head: Tensor, form: LogitForm, ids: Tensor, boundary: Tensor | None) -> Tensor:
