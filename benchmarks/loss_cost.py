@@ -31,7 +31,7 @@ from tokenkit.data.example import Example
 from tokenkit.data.example import Side as Row
 from tokenkit.losses.alm import alm
 from tokenkit.quantities import Quantities
-from tokenkit.scores import token_scores, token_scores_dense
+from tokenkit.scores import token_scores, token_scores_of_logits
 from tokenkit.tokenizers.base import Encoding, framed
 from tokenkit.tokenizers.load import load_tokenizer
 
@@ -105,8 +105,8 @@ def from_logits(student: Side, teacher: Side) -> Callable[[Tensor], Tensor]:
         batch = batch_of(student, teacher)
         labels = {side: batch[f"{side}_labels"][:, : len(of.encoding)] for side, of in sides.items()}
         with torch.no_grad():
-            fixed = token_scores_dense(teacher.logits, labels["teacher"], teacher.boundary)
-        own = token_scores_dense(logits, labels["student"], student.boundary)
+            fixed = token_scores_of_logits(teacher.logits, labels["teacher"], teacher.boundary)
+        own = token_scores_of_logits(logits, labels["student"], student.boundary)
         return alm_of(batch, {"student": own, "teacher": fixed})
 
     sides = {"student": student, "teacher": teacher}

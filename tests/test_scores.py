@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tokenkit.scores as scores
-from tokenkit.scores import LogitForm, scores_at, token_scores, token_scores_dense, top_k_scores
+from tokenkit.scores import LogitForm, scores_at, token_scores, token_scores_dense, token_scores_of_logits, top_k_scores
 
 FORMS = ["plain", "bias", "scale", "softcap", "all"]
 
@@ -203,3 +203,16 @@ def test_label_below_zero_scores_nothing():
     logp, _ = token_scores(hidden, head, torch.full((len(hidden),), -1))
     assert (logp == 0).all()
     assert all((g == 0).all() for g in torch.autograd.grad(logp.sum(), (hidden, head)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scored", [True, False])
+def test_scores_of_logits_that_exist_are_the_same_with_their_gradients(dtype, scored):
+    generator = torch.Generator().manual_seed(5)
+    logits = (torch.randn(3, 4, 17, generator=generator, dtype=dtype) * 9).requires_grad_()
+    labels = torch.randint(-1, 17, (3, 4), generator=generator)
+    boundary = torch.arange(17) % 3 == 0 if scored else None
+    found, expected = (fn(logits, labels, boundary) for fn in (token_scores_of_logits, token_scores_dense))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    gradients = [torch.autograd.grad(sum(score.sum() for score in scores), logits)[0] for scores in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)

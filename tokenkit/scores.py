@@ -82,6 +82,18 @@ def top_k_scores(
     return values, ids, tail
 
 
+def token_scores_of_logits(
+    logits: Float[Tensor, "*N V"], labels: Int[Tensor, "*N"], boundary: Bool[Tensor, "V"] | None = None
+) -> tuple[Float[Tensor, "*N"], Float[Tensor, "*N"]]:
+    """`token_scores` where logits exist anyway: no product with the head, and no second tensor of their size kept."""
+    total = logits.logsumexp(-1)
+    label = logits.gather(-1, labels.clamp_min(0).long().unsqueeze(-1)).squeeze(-1) - total
+    label = label.masked_fill(labels < 0, 0.0)
+    if boundary is None:
+        return label, torch.zeros_like(label)
+    return label, logits[..., boundary.nonzero().squeeze(1)].logsumexp(-1) - total
+
+
 def token_scores_dense(
     logits: Float[Tensor, "*N V"], labels: Int[Tensor, "*N"], boundary: Bool[Tensor, "V"] | None = None
 ) -> tuple[Float[Tensor, "*N"], Float[Tensor, "*N"]]:

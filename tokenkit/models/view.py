@@ -17,7 +17,7 @@ from tokenkit.models.load import head_matrix, input_matrix, logit_settings, outp
 from tokenkit.models.lora import lora_disabled
 from tokenkit.models.tap import queries_keys_values
 from tokenkit.quantities import at_least_float32
-from tokenkit.scores import LogitForm, scores_at, token_scores, top_k_scores
+from tokenkit.scores import LogitForm, scores_at, token_scores, token_scores_of_logits, top_k_scores
 
 TOP = frozenset({"top_logp", "top_ids", "tail_logp"})
 STATES = frozenset({"embeds", "layers"})  # leaves for which the body has to return what every layer made
@@ -96,12 +96,18 @@ class ModelView:
             found["logits"] = self.form()(at_least_float32(hidden @ self.head().to(hidden.dtype).T))
         masses = [name for name in sets if name in needs]
         if "label_logp" in needs and not masses:
-            found["label_logp"], _ = token_scores(hidden, self.head(), labels, None, self.form())
+            found["label_logp"], _ = self._scores(found, labels, None)
         for name in masses:
-            found["label_logp"], found[name] = token_scores(hidden, self.head(), labels, sets[name], self.form())
+            found["label_logp"], found[name] = self._scores(found, labels, sets[name])
         if needs & TOP:
             found |= self._top(hidden, top_k, top_ids)
         return {name: tensor for name, tensor in found.items() if name in needs}
+
+    def _scores(self, found: Mapping[str, Tensor], labels: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Label log-probabilities and the log-mass of a token set, from the logits where some loss wants those."""
+        if "logits" in found:
+            return token_scores_of_logits(found["logits"], labels, tokens)
+        return token_scores(found["hidden"], self.head(), labels, tokens, self.form())
 
     def _top(self, hidden: Tensor, top_k: int | None, top_ids: Tensor | None) -> dict[str, Tensor]:
         if top_ids is not None:
