@@ -9,7 +9,7 @@ from tokenkit.data.example import Row
 from tokenkit.data.pair import Pair
 from tokenkit.data.records import Record, Wanted
 from tokenkit.models.view import ModelView, state_shape
-from tokenkit.objective import LossesConfig, Objective
+from tokenkit.objective import LossesSection, Objective
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.tokenizers.spec import TokenizerSpec
@@ -31,7 +31,7 @@ class Sides:
     teacher_samples: list[str]
 
 
-def objective_of(losses: LossesConfig, sides: Sides) -> Objective:
+def objective_of(losses: LossesSection, sides: Sides) -> Objective:
     """The objective of a `losses:` section; UserError where it does not fit the vocabularies or the models."""
     objective = Objective.of(losses)
     own, other = sides.student_tokenizer, sides.teacher_tokenizer
