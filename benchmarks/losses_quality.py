@@ -45,6 +45,7 @@ METHODS = {  # losses of a run file, and how they share a step
     "ALM + CLM, GradMag": ({"alm": {}, "clm": {}}, "approx_gradmag_preserve_mag"),
 }
 PEERS = {"TRL ULDLoss + CE": {}, "TRL ULDLoss hybrid + CE": {"uld_use_hybrid_loss": True}}
+TIMES, HIGHEST = (0.25, 0.5, 1, 2, 4), 2.85  # of the picture; what is above is in the table
 STEPS, EVAL_AT = 250, (0, 50, 100, 175, 250)
 
 
@@ -260,9 +261,14 @@ def plot(folder: Path, path: Path) -> None:
         style = {"label": method, "color": colours[number], "linestyle": ":" if method in PEERS else "-", "marker": "."}
         panels[0].plot(marks, values, **style)
         panels[1].plot(times, values, **style)
-    panels[0].set(xlabel="optimizer steps", ylabel="bits per byte, held out", title="equal steps")
+    panels[0].set(
+        xlabel="optimizer steps", ylabel="bits per byte, held out", title="equal steps (MinED is above the picture)"
+    )
     panels[1].set(xlabel="processor time / CLM's whole run", title="equal time", xscale="log")
     panels[1].axvline(1, color="0.7", linewidth=0.8)
+    panels[1].set_xticks(TIMES, [f"{t:g}" for t in TIMES])
+    panels[1].minorticks_off()
+    panels[0].set_ylim(top=HIGHEST)
     for panel in panels:
         panel.grid(alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
