@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tokenkit.losses import loss
+from tokenkit.quantities import at_least_float32
 
 Chunks = Float[Tensor, "B C"]
 Values = Float[Tensor, "B U"]
@@ -104,8 +105,8 @@ def alm(
     student = _units_logp(student, student_end if debias else None, valid, chunk_sizes)
     teacher = _units_logp(teacher, teacher_end if debias else None, valid, chunk_sizes)
     # inputs, not outputs, are masked: a -inf or NaN in an unused branch would still reach the gradient
-    student = student.clamp_max(0).masked_fill(~counted, -1.0)
-    teacher = teacher.clamp_max(0).masked_fill(~counted, -1.0)
+    student = at_least_float32(student).clamp_max(0).masked_fill(~counted, -1.0)
+    teacher = at_least_float32(teacher).clamp_max(0).masked_fill(~counted, -1.0)
     if divergence == "renyi":
         return _renyi(teacher, student, renyi_order)
     return DIVERGENCES[divergence](teacher, student, temperature)

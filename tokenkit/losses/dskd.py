@@ -66,7 +66,7 @@ def dskd(
     """
     options = {"skew": skew, "adaptive_alpha": adaptive_alpha}
     labels = student_labels.clamp_min(0).unsqueeze(-1)
-    text = -dual_student_logits.log_softmax(-1).gather(-1, labels).squeeze(-1)
+    text = -at_least_float32(dual_student_logits).log_softmax(-1).gather(-1, labels).squeeze(-1)
     target = dual_student_logits.detach() / (temperature * teacher_temperature)
     to_student = divergence_of(divergence, target, student_logits / temperature, **options)
     to_teacher = divergence_of("kl", teacher_logits / temperature, dual_teacher_logits / temperature)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenkit.losses import loss
 from tokenkit.losses.uld import sorted_distance
-from tokenkit.quantities import sum_by_chunk
+from tokenkit.quantities import at_least_float32, sum_by_chunk
 
 SMALLEST = 1e-8
 
@@ -55,7 +55,7 @@ def chain_logp(
     temperature: float,
 ) -> Float[Tensor, "B C V"]:
     """Log-probability that a chunk is its own tokens up to the last, which is each token of the vocabulary in turn."""
-    logp = (logits / temperature).log_softmax(-1)
+    logp = (at_least_float32(logits) / temperature).log_softmax(-1)
     label_logp = logp.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1).masked_fill(chunk < 0, 0.0)
     last = (chunk_end - 1).clamp_min(0)  # the position that predicts the chunk's last token
     whole = sum_by_chunk(label_logp, chunk, chunk_end.shape[1])

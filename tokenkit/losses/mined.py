@@ -12,7 +12,7 @@ from torch import Tensor
 from tokenkit.losses import loss
 from tokenkit.losses.divergences import divergence
 from tokenkit.losses.uld import learnt_after
-from tokenkit.quantities import at_chunk_ends
+from tokenkit.quantities import at_chunk_ends, at_least_float32
 
 
 def mined_units(
@@ -46,7 +46,7 @@ def mined(
 ) -> Float[Tensor, "B CT"]:
     """KL(teacher through the map || student) at the ends of chunks, then -log q of the label; both at a temperature."""
     mapped = teacher_chunk_logits[..., mined_ids.clamp_min(0)].masked_fill(mined_ids < 0, -torch.inf)
-    own = student_logits / temperature
+    own = at_least_float32(student_logits) / temperature
     translated = divergence("kl", mapped / temperature, at_chunk_ends(own, student_chunk_end))
     text = -own.log_softmax(-1).gather(-1, student_labels.clamp_min(0).unsqueeze(-1)).squeeze(-1)
     return torch.cat([translated, text], 1)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenkit.losses import loss
+from tokenkit.quantities import at_least_float32
 
 SMALLEST_REST = 1e-8
 Distance = Literal["kl", "reverse_kl", "kl_subset", "reverse_kl_subset", "log_abs", "abs"]
@@ -34,8 +35,8 @@ def side_path(
 
     `log_abs` is the mean over pairs, `abs` the sum.
     """
-    q = student_chunk_logits.log_softmax(-1)[..., exact_pairs[:, 0]]
-    p = teacher_chunk_logits.log_softmax(-1)[..., exact_pairs[:, 1]]
+    q = at_least_float32(student_chunk_logits).log_softmax(-1)[..., exact_pairs[:, 0]]
+    p = at_least_float32(teacher_chunk_logits).log_softmax(-1)[..., exact_pairs[:, 1]]
     if distance == "log_abs":
         return (p - q).abs().mean(-1)
     if distance == "abs":

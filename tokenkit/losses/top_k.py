@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tokenkit.losses import loss
+from tokenkit.quantities import at_least_float32
 
 SMALLEST_TAIL = -100.0  # nats; a tail of no mass at all would be -inf times 0
 
@@ -31,5 +32,6 @@ def top_k_kl(
 
 def _with_tail(logp: Float[Tensor, "B T K"], tail: Float[Tensor, "B T"], top_k: int) -> Float[Tensor, "B T L"]:
     """The first ids, and the mass of all others: of those beyond `top_k`, too."""
+    logp, tail = at_least_float32(logp), at_least_float32(tail)
     rest = torch.cat([logp[..., top_k:], tail.unsqueeze(-1).clamp_min(SMALLEST_TAIL)], -1).logsumexp(-1)
     return torch.cat([logp[..., :top_k], rest.unsqueeze(-1)], -1)

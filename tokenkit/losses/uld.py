@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tokenkit.losses import loss
+from tokenkit.quantities import at_least_float32
 
 
 def uld_reads(options: Mapping[str, Any]) -> dict[str, str]:
@@ -56,8 +57,8 @@ def uld(
 ) -> Float[Tensor, "B U"]:
     """L1 distance of the probabilities in falling order, the smaller vocabulary filled up with zeros; in [0, 2]."""
     return sorted_distance(
-        (student_logits / temperature).softmax(-1),
-        _to_width(teacher_logits / temperature, student_logits.shape[1], 1).softmax(-1),
+        (at_least_float32(student_logits) / temperature).softmax(-1),
+        _to_width(at_least_float32(teacher_logits) / temperature, student_logits.shape[1], 1).softmax(-1),
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenkit.losses import loss
 from tokenkit.losses.uld import sorted_distance
-from tokenkit.quantities import sum_by_chunk
+from tokenkit.quantities import at_least_float32, sum_by_chunk
 
 SMALLEST = 1e-10
 
@@ -73,7 +73,7 @@ def mean_by_chunk(
     logits: Float[Tensor, "B T V"], chunk: Int[Tensor, "B T"], chunk_end: Int[Tensor, "B C"], temperature: float
 ) -> Float[Tensor, "B C V"]:
     """The mean of the distributions that a chunk's tokens were drawn from; 0 for a chunk without any."""
-    sums = sum_by_chunk((logits / temperature).softmax(-1), chunk, chunk_end.shape[1])
+    sums = sum_by_chunk((at_least_float32(logits) / temperature).softmax(-1), chunk, chunk_end.shape[1])
     tokens = sum_by_chunk(torch.ones_like(chunk), chunk, chunk_end.shape[1])
     return sums / tokens.clamp_min(1).unsqueeze(-1)
 

@@ -315,15 +315,15 @@ def equal_sides(entry: Loss) -> str:
 
 
 def half_precision(entry: Loss) -> str:
-    """bfloat16 tensors, and very sure models: values and gradients stay finite."""
-    for dtype, scale in ((torch.bfloat16, 2.0), (torch.float32, 60.0)):
+    """bfloat16 and float16 tensors, and very sure models: values and gradients stay finite."""
+    for dtype, scale in ((torch.bfloat16, 2.0), (torch.float16, 2.0), (torch.float32, 60.0)):
         tensors = _direct(entry, example(entry, 8, dtype, scale))
         if not torch.isfinite(_masked(entry, tensors)).all():
             raise Broken(f"a value is NaN or infinite in {dtype} with logits of ±{scale:.0f}")
         for found in _gradients(entry, tensors, _student_floats(entry, tensors)):
             if not torch.isfinite(found).all():
                 raise Broken(f"a gradient is NaN or infinite in {dtype} with logits of ±{scale:.0f}")
-    return "finite in bfloat16, and in float32 with logits of ±60"
+    return "finite in bfloat16 and float16, and in float32 with logits of ±60"
 
 
 CHECKS: dict[str, Callable[[Loss], str]] = {
