@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -99,7 +100,7 @@ class Term:
         """The tensors that a mean over the whole step is computed from."""
         return self.loss.named(self.loss.step_tensors, self.options)
 
-    @property
+    @cached_property
     def names(self) -> set[str]:
         """Every tensor that this loss, or something it needs, is computed from."""
         return with_inputs([*self.tensors, *self.unit_tensors, *self.step_tensors])
@@ -126,7 +127,7 @@ class Objective:
             raise UserError(f"losses: empty; name at least one of {names}, for example losses.alm={{}}")
         return cls(tuple(terms))
 
-    @property
+    @cached_property
     def names(self) -> set[str]:
         """Every tensor that some loss, or something it needs, is computed from."""
         return {name for term in self.terms for name in term.names}
@@ -152,13 +153,13 @@ class Objective:
         values = [term.options[name] for term in self.terms if tensor in term.names and name in term.options]
         return max(values, default=None)
 
-    @property
+    @cached_property
     def counting_needs_teacher(self) -> bool:
         """Whether the number of units, or a mean over the step, is known only after the teacher has read the text."""
         counted = with_inputs(n for term in self.terms for n in (*term.unit_tensors, *term.step_tensors))
         return bool(_model_leaves(counted, "teacher"))
 
-    @property
+    @cached_property
     def counting_needs_student(self) -> bool:
         """Whether the number of units is known only after the student has read the text."""
         return bool(_model_leaves(with_inputs(n for term in self.terms for n in term.unit_tensors), "student"))

@@ -94,6 +94,11 @@ def sum_by_chunk(values: Tensor, chunk: Int[Tensor, "B T"], num_chunks: int) -> 
     return sums.scatter_add(1, index, values)[:, :num_chunks]
 
 
+def next_inputs(embeds: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    """At each position the input after it; at the last, which no mask lets through, zero."""
+    return torch.cat([embeds[:, 1:], torch.zeros_like(embeds[:, :1])], 1)
+
+
 def at_least_float32(values: Tensor) -> Tensor:
     """Half precision becomes float32, so that sums over a vocabulary or a step mean something; others stay."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

@@ -32,20 +32,20 @@ def divergence(
     gap = (p.exp() - q.exp()).abs().detach()
     p, q = p.masked_fill(~shown, NOTHING), q.masked_fill(~shown, NOTHING)
     if kind == "skewed_kl":
-        return _kl(p, _mix(p, q, skew))
+        return kl_of_logs(p, mixture(p, q, skew))
     if kind == "skewed_reverse_kl":
-        return _kl(q, _mix(q, p, skew))
+        return kl_of_logs(q, mixture(q, p, skew))
     if kind == "adaptive_kl":
         return _adaptive(p, q, gap, adaptive_alpha)
     return PLAIN[kind](p, q)
 
 
-def _kl(p: Tensor, q: Tensor) -> Tensor:
-    """Sum of p (log p - log q) over log-probabilities."""
+def kl_of_logs(p: Logits, q: Logits) -> Rows:
+    """KL(p || q) of log-probabilities, in nats; of masses that do not sum to 1, the same sum."""
     return (p.exp() * (p - q)).sum(-1)
 
 
-def _mix(p: Tensor, q: Tensor, share: float) -> Tensor:
+def mixture(p: Logits, q: Logits, share: float) -> Logits:
     """log(share p + (1 - share) q)."""
     return torch.logaddexp(p + math.log(share), q + math.log1p(-share))
 
@@ -63,12 +63,12 @@ def _adaptive(p: Tensor, q: Tensor, gap: Tensor, alpha: float) -> Tensor:
         head_gap = torch.where(tail, 0, gap).sum(-1)
         total = head_gap + tail_gap
         head_share = torch.where(total > 0, head_gap / total.clamp_min(torch.finfo(total.dtype).tiny), 0.5)
-    return head_share * _kl(p, q) + (1 - head_share) * _kl(q, p)
+    return head_share * kl_of_logs(p, q) + (1 - head_share) * kl_of_logs(q, p)
 
 
 def _js(p: Tensor, q: Tensor) -> Tensor:
-    mixed = _mix(p, q, 0.5)
-    return (_kl(p, mixed) + _kl(q, mixed)) / 2
+    mixed = mixture(p, q, 0.5)
+    return (kl_of_logs(p, mixed) + kl_of_logs(q, mixed)) / 2
 
 
-PLAIN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": _kl, "reverse_kl": lambda p, q: _kl(q, p)}
+PLAIN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": kl_of_logs, "reverse_kl": lambda p, q: kl_of_logs(q, p)}

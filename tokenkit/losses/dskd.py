@@ -12,7 +12,8 @@ from torch import Tensor
 from tokenkit.losses import Units, loss
 from tokenkit.losses.divergences import Divergence
 from tokenkit.losses.divergences import divergence as divergence_of
-from tokenkit.quantities import at_least_float32
+from tokenkit.quantities import at_least_float32, next_inputs
+from tokenkit.scores import token_scores_of_logits
 
 
 def dskd_units(
@@ -35,7 +36,7 @@ def teacher_moments(
     teacher_token_mask: Bool[Tensor, "B S"],
 ) -> tuple[Float[Tensor, "3 2"], Float[Tensor, ""]]:
     """Mean and mean square, over channels, of inputs, hidden states and next inputs, summed over positions."""
-    following = torch.cat([teacher_embeds[:, 1:], torch.zeros_like(teacher_embeds[:, :1])], 1)
+    following = next_inputs(teacher_embeds)
     states = (torch.cat([teacher_embeds, following], -1), teacher_hidden, following)
     found = []
     for state in states:
@@ -65,8 +66,7 @@ def dskd(
     Side by side, as `dskd_units` counts them. `causal` is for the attention: no look at later text.
     """
     options = {"skew": skew, "adaptive_alpha": adaptive_alpha}
-    labels = student_labels.clamp_min(0).unsqueeze(-1)
-    text = -at_least_float32(dual_student_logits).log_softmax(-1).gather(-1, labels).squeeze(-1)
+    text = -token_scores_of_logits(at_least_float32(dual_student_logits), student_labels)[0]
     target = dual_student_logits.detach() / (temperature * teacher_temperature)
     to_student = divergence_of(divergence, target, student_logits / temperature, **options)
     to_teacher = divergence_of("kl", teacher_logits / temperature, dual_teacher_logits / temperature)

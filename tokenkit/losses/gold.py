@@ -5,12 +5,14 @@ tokens before it, which is the chain rule. (TRL's default multiplies the distrib
 """
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenkit.losses import loss
-from tokenkit.losses.uld import sorted_distance
-from tokenkit.quantities import at_least_float32, sum_by_chunk
+from tokenkit.losses.divergences import kl_of_logs, mixture
+from tokenkit.losses.uld import sorted_distance, without
+from tokenkit.quantities import at_chunk_ends, at_least_float32, sum_by_chunk
+from tokenkit.scores import token_scores_of_logits
 
 SMALLEST = 1e-8
 
@@ -43,7 +45,7 @@ def gold(
     matched = overlap if matched_weight is None else matched_weight
     unmatched = 1 - overlap if unmatched_weight is None else unmatched_weight
     q, p = (x.clamp_min(torch.tensor(SMALLEST).log().item()) for x in _of_pairs(student, teacher, exact_pairs))
-    rest = sorted_distance(*_of_others(student.exp(), teacher.exp(), exact_pairs))
+    rest = sorted_distance(without(student.exp(), exact_pairs[:, 0]), without(teacher.exp(), exact_pairs[:, 1]))
     return matched * jensen_shannon(p, q, beta) + unmatched * rest
 
 
@@ -55,37 +57,24 @@ def chain_logp(
     temperature: float,
 ) -> Float[Tensor, "B C V"]:
     """Log-probability that a chunk is its own tokens up to the last, which is each token of the vocabulary in turn."""
-    logp = (at_least_float32(logits) / temperature).log_softmax(-1)
-    label_logp = logp.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1).masked_fill(chunk < 0, 0.0)
+    logits = at_least_float32(logits) / temperature
+    label_logp = token_scores_of_logits(logits, labels.masked_fill(chunk < 0, -1))[0]
     last = (chunk_end - 1).clamp_min(0)  # the position that predicts the chunk's last token
     whole = sum_by_chunk(label_logp, chunk, chunk_end.shape[1])
     scored = chunk.gather(1, last) == torch.arange(chunk_end.shape[1], device=chunk.device)
     before = torch.where(scored, whole - label_logp.gather(1, last), 0.0).clamp_max(0)
-    rows = torch.arange(len(logp), device=logp.device).unsqueeze(1)
-    return logp[rows, last] + before.unsqueeze(-1)
+    return at_chunk_ends(logits, last).log_softmax(-1) + before.unsqueeze(-1)
 
 
 def jensen_shannon(p: Float[Tensor, "*N V"], q: Float[Tensor, "*N V"], beta: float) -> Float[Tensor, "*N"]:
     """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q, from logs; at 0 KL(p || q), at 1 reverse."""
     if beta == 0:
-        return (p.exp() * (p - q)).sum(-1)
+        return kl_of_logs(p, q)
     if beta == 1:
-        return (q.exp() * (q - p)).sum(-1)
-    weights = p.new_tensor([beta, 1 - beta]).log()
-    mixed = torch.logaddexp(p + weights[0], q + weights[1])
-    return (beta * p.exp() * (p - mixed) + (1 - beta) * q.exp() * (q - mixed)).sum(-1)
+        return kl_of_logs(q, p)
+    mixed = mixture(p, q, beta)
+    return beta * kl_of_logs(p, mixed) + (1 - beta) * kl_of_logs(q, mixed)
 
 
 def _of_pairs(student: Tensor, teacher: Tensor, pairs: Int[Tensor, "P 2"]) -> tuple[Tensor, Tensor]:
     return student[..., pairs[:, 0]], teacher[..., pairs[:, 1]]
-
-
-def _of_others(student: Tensor, teacher: Tensor, pairs: Int[Tensor, "P 2"]) -> tuple[Tensor, Tensor]:
-    """The columns of either side that are in no pair; one column of zeros where there is none."""
-    return _without(student, pairs[:, 0]), _without(teacher, pairs[:, 1])
-
-
-def _without(values: Tensor, columns: Int[Tensor, "P"]) -> Tensor:
-    others: Bool[Tensor, "V"] = torch.ones(values.shape[-1], dtype=torch.bool, device=values.device)
-    others[columns] = False
-    return values[..., others]

@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tokenkit.losses import loss
+from tokenkit.losses.divergences import kl_of_logs
 from tokenkit.quantities import at_least_float32
 
 
@@ -14,7 +15,7 @@ def forward_kl(
     """KL(teacher || student) in nats, times the squared temperature so that gradients keep their size."""
     log_p = (at_least_float32(teacher_logits) / temperature).log_softmax(-1)
     log_q = (at_least_float32(student_logits) / temperature).log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1) * temperature**2
+    return kl_of_logs(log_p, log_q) * temperature**2
 
 
 @loss(per="token")

@@ -13,6 +13,7 @@ from tokenkit.losses import loss
 from tokenkit.losses.divergences import divergence
 from tokenkit.losses.uld import learnt_after
 from tokenkit.quantities import at_chunk_ends, at_least_float32
+from tokenkit.scores import token_scores_of_logits
 
 
 def mined_units(
@@ -48,5 +49,4 @@ def mined(
     mapped = teacher_chunk_logits[..., mined_ids.clamp_min(0)].masked_fill(mined_ids < 0, -torch.inf)
     own = at_least_float32(student_logits) / temperature
     translated = divergence("kl", mapped / temperature, at_chunk_ends(own, student_chunk_end))
-    text = -own.log_softmax(-1).gather(-1, student_labels.clamp_min(0).unsqueeze(-1)).squeeze(-1)
-    return torch.cat([translated, text], 1)
+    return torch.cat([translated, -token_scores_of_logits(own, student_labels)[0]], 1)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenkit.losses import loss
+from tokenkit.losses.divergences import kl_of_logs
 from tokenkit.quantities import at_least_float32
 
 SMALLEST_REST = 1e-8
@@ -44,7 +45,7 @@ def side_path(
     p, q = (x.log_softmax(-1) if distance.endswith("subset") else _with_rest(x) for x in (p, q))
     if distance.startswith("reverse"):
         p, q = q, p
-    return (p.exp() * (p - q)).sum(-1)
+    return kl_of_logs(p, q)
 
 
 def _with_rest(logp: Float[Tensor, "B C P"]) -> Float[Tensor, "B C Q"]:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tokenkit.losses import loss
+from tokenkit.losses.divergences import kl_of_logs
 from tokenkit.quantities import at_least_float32
 
 SMALLEST_TAIL = -100.0  # nats; a tail of no mass at all would be -inf times 0
@@ -27,7 +28,7 @@ def top_k_kl(
         _with_tail(logp, tail, top_k)
         for logp, tail in ((teacher_top_logp, teacher_tail_logp), (student_top_logp, student_tail_logp))
     )
-    return (p.exp() * (p - q)).sum(-1)
+    return kl_of_logs(p, q)
 
 
 def _with_tail(logp: Float[Tensor, "B T K"], tail: Float[Tensor, "B T"], top_k: int) -> Float[Tensor, "B T L"]:

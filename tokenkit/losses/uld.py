@@ -7,6 +7,7 @@ the text; with `positions: aligned` the distributions after the same bytes are.
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
@@ -67,6 +68,13 @@ def sorted_distance(p: Float[Tensor, "*N V"], q: Float[Tensor, "*N W"]) -> Float
     p, q = (x.sort(-1, descending=True).values for x in (p, q))
     width = max(p.shape[-1], q.shape[-1])
     return (_to_width(p, width, -1) - _to_width(q, width, -1)).abs().sum(-1)
+
+
+def without(values: Float[Tensor, "*N V"], columns: Int[Tensor, "P"]) -> Float[Tensor, "*N R"]:
+    """All columns but these."""
+    others = torch.ones(values.shape[-1], dtype=torch.bool, device=values.device)
+    others[columns] = False
+    return values[..., others]
 
 
 def _to_width(values: Tensor, width: int, dim: int) -> Tensor:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenkit.losses import loss
-from tokenkit.losses.uld import sorted_distance
+from tokenkit.losses.uld import sorted_distance, without
 from tokenkit.quantities import at_least_float32, sum_by_chunk
 
 SMALLEST = 1e-10
@@ -109,7 +109,5 @@ def _scaled(values: Tensor) -> Tensor:
 
 
 def _best_others(values: Tensor, columns: Int[Tensor, "P"], top_k: int) -> Tensor:
-    others = torch.ones(values.shape[-1], dtype=torch.bool, device=values.device)
-    others[columns] = False
-    rest = values[..., others]
+    rest = without(values, columns)
     return rest.topk(min(top_k, rest.shape[-1]), -1).values

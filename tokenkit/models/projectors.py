@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from tokenkit.models.view import ModelView
-from tokenkit.quantities import at_least_float32
+from tokenkit.quantities import at_least_float32, next_inputs
 
 
 class HiddenProjection(nn.Module):
@@ -81,11 +81,6 @@ def no_later(
     allowed = begun.unsqueeze(1) <= done.unsqueeze(2)
     allowed[:, :, 0] = True
     return allowed
-
-
-def next_inputs(embeds: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-    """At each position the input after it; at the last, which no mask lets through, zero."""
-    return torch.cat([embeds[:, 1:], torch.zeros_like(embeds[:, :1])], 1)
 
 
 def _attend(scores: Tensor, pairs: Tensor, values: Tensor) -> Tensor:

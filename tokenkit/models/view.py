@@ -87,7 +87,9 @@ class ModelView:
             output = self._body(inputs, **({"output_hidden_states": True} if needs & STATES else {}))
         if needs & STATES:
             states = output.hidden_states
-            found = {"embeds": states[0], "layers": torch.stack([*states[:-1], output.last_hidden_state], 2)}
+            found["embeds"] = states[0]
+            if "layers" in needs:
+                found["layers"] = torch.stack([*states[:-1], output.last_hidden_state], 2)
         if "qkv" in needs:
             found["qkv"] = tapped.stacked()
         hidden = self._as_computed(output.last_hidden_state)

@@ -82,7 +82,6 @@ class _Reading:
         self.task, self.seed = task, seed
         objective = task.objective
         self.batches = [batch.to(task.device) for batch in batches]
-        self.means: dict[str, Tensor] = {}
         self._teacher: dict[int, dict[str, Tensor]] = {}
         self._student: dict[int, dict[str, Tensor]] = {}
         numbers = range(len(batches))

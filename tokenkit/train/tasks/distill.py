@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tokenkit.align.boundary import boundary_tokens
 from tokenkit.config import UserError
 from tokenkit.data.batch import Batch
+from tokenkit.losses import LOSSES
 from tokenkit.models.projectors import Projectors, logits_under, no_later
 from tokenkit.models.view import ModelView
 from tokenkit.objective import Objective
@@ -92,7 +93,7 @@ class TextTask:
         if "student_projected_hidden" in wanted:
             found["student_projected_hidden"] = self.projectors.hidden(known["student_hidden"])
         if wanted & DUAL and self.teacher is not None:
-            moments = means["dskd.step_mean"]
+            moments = means[LOSSES["dskd"].step_mean_name]
             deviations = (moments[:, 1] - moments[:, 0].square()).clamp_min(0).sqrt()
             causal = self.objective.option("dual_student_logits", "causal")
             states = [known[f"{side}_{name}"] for side in SIDES for name in ("hidden", "embeds", "token_mask")]
