@@ -233,3 +233,10 @@ def test_one_tokenizer_with_heads_of_two_sizes_is_one_line(run, model_folder, tm
     ):
         distill(run(**both), quiet=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_page_names_the_run_that_exported_a_model(run, model_folder, tmp_path):
+    distill(run(output=tmp_path / "small"), quiet=True)
+    common = {"model": {"source": str(tmp_path / "small/model")}, "target_tokenizer": None}
+    distill(run(**common, teacher={"source": str(model_folder)}), quiet=True)
+    assert json.loads((tmp_path / "out/report.json").read_text("utf-8"))["title"] == "tiny → small"

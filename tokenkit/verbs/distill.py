@@ -276,7 +276,7 @@ def _report(
         for i, prompt in enumerate(run.report.prompts)
     )
     return Report(
-        title=f"{short_name(run.model.source)} → {group}",
+        title=f"{short_name(run.model.source if sides.transfer else sides.teacher_tokenizer.name)} → {group}",
         subtitle=f"{label}, {results['steps']:,} steps on {describe(run.data.source)}",
         version=__version__,
         bars=bars,
@@ -289,8 +289,8 @@ def _report(
 
 
 def short_name(source: str) -> str:
-    """A folder's or hub id's last part: what a page calls it."""
-    return source.rstrip("/").rpartition("/")[2]
+    """What a page calls a folder or hub id: its last part, and of `RUN/model`, as every run exports one, the run's."""
+    return source.rstrip("/").removesuffix("/model").rpartition("/")[2]
 
 
 def aligned_text(config: ReportConfig, sides: Sides, live: ModelView, held_out: list[str]) -> Aligned:
