@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from tokenkit.config import UserError
+from tokenkit.tokenizers.autoencoder.learned import LearnedTokenizer
+from tokenkit.tokenizers.autoencoder.package import PACKAGE_FILES, is_package
 from tokenkit.tokenizers.bytelevel import ROLE_TOKENS, SPECIALS, ByteTokenizer, byte_definition, is_bytes
 from tokenkit.tokenizers.formats import read_format
 from tokenkit.tokenizers.formats.check import check_definition
@@ -19,25 +21,34 @@ WANTED = "a folder, a tokenizer file, a hub id or 'byte'"
 Found = tuple[Definition, dict[str, Any] | None]  # tokenizer.json and, where something is said, tokenizer_config.json
 
 
-def load_tokenizer(spec: str | TokenizerSpec, *, revision: str | None = None) -> HFTokenizer | ByteTokenizer:
+def load_tokenizer(
+    spec: str | TokenizerSpec, *, revision: str | None = None
+) -> HFTokenizer | ByteTokenizer | LearnedTokenizer:
     """The tokenizer that a spec names: `NAME`, `NAME:target=Qwen2`, `byte`, ...; see `TokenizerSpec`.
 
     `revision` is that of a hub id whose spec says none.
     """
     spec = TokenizerSpec.parse(spec) if isinstance(spec, str) else spec
-    definition, config = convert(*_find(spec, spec.revision or revision), spec)
+    path = None if spec.name == BYTE else _path(spec, spec.revision or revision)
+    definition, config = convert(*_find(spec, path), spec)
+    if path is not None and is_package(path) and spec.conversion is None and not spec.tokens_to_add:
+        return LearnedTokenizer(path, definition, config, str(spec))
     kind = ByteTokenizer if is_bytes(definition) else HFTokenizer
     return kind(definition, config, str(spec))
 
 
-def _find(spec: TokenizerSpec, revision: str | None) -> Found:
-    if spec.name == BYTE:
-        return (byte_definition(()), None) if spec.target else (byte_definition(SPECIALS), dict(ROLE_TOKENS))
+def _path(spec: TokenizerSpec, revision: str | None) -> Path:
     path = Path(spec.name).expanduser()
     if not path.exists():
         if spec.name.startswith((".", "/", "~")) or spec.name.count("/") > 1 or path.suffix in (".json", ".xz"):
             raise UserError(f"tokenizer {spec.name!r}: no such file; write {WANTED}")  # and no hub id
         path = _download(spec.name, revision)
+    return path
+
+
+def _find(spec: TokenizerSpec, path: Path | None) -> Found:
+    if path is None:
+        return (byte_definition(()), None) if spec.target else (byte_definition(SPECIALS), dict(ROLE_TOKENS))
     found = _tokenizer_json(path)
     if found is None:
         found = _with_config(read_format(path, spec.pattern), path)
@@ -94,7 +105,7 @@ def _download(spec: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(spec, revision=revision, allow_patterns=[*FILES, *OTHER_FILES]))
+        return Path(snapshot_download(spec, revision=revision, allow_patterns=[*FILES, *OTHER_FILES, *PACKAGE_FILES]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
