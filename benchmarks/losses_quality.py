@@ -137,7 +137,7 @@ def train(method: str, student: str, seed: int, steps: int, text_bytes: int) -> 
     batches = Batches(rows, *tokenizers, batch_size=run.train.batch_size, seed=seed, reading=reading)
     optimizer = build_optimizer(task.trainable(), run.train.optimizer)
     balance = build_balance(
-        run.train.balance, list(objective.weights()), sides.student.model, list(task.trainable().values())
+        run.train.balance, list(objective.weights()), task.last_layer, list(task.trainable().values())
     )
     measure = measurement(run.eval, sides.student, tokenizers[0], read_documents(run.eval.source))
     peer = TrlStep(sides, PEERS[method]) if method in PEERS else None

@@ -1,4 +1,4 @@
-"""Writes tokenkit/assets/unicode_classes.json: letters with marks, and digits, as the chunkers of the learned tokenizer see them.
+"""Writes tokenkit/assets/unicode_classes.json: letters with marks, digits and white space, as chunkers see them.
 
 The classes are pinned, so that chunks do not change with the Unicode version of a library. Needs `pip install regex`.
 """

@@ -5,8 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tokenkit.data.chunks import count_chunks
+from tokenkit.tokenizers.autoencoder.chunkers import make_chunker
+from tokenkit.tokenizers.autoencoder.network import AutoEncoder, NetworkConfig, scored_positions, symbols_of
+from tokenkit.tokenizers.autoencoder.selection import select_pins
+from tokenkit.tokenizers.autoencoder.tokenizer import package_of, save_with_fast
 from tokenkit.tokenizers.hf import HFTokenizer
 from tokenkit.tokenizers.train import train_tokenizer
 
@@ -74,3 +80,42 @@ def model_folder(tmp_path_factory, bpe) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     bpe.save(folder)
     return folder
+
+
+STRINGS = [f"{space}{word}" for word in sorted(set(WORDS)) for space in ("", " ")] + ["qzx", "жук", "zzz", "vwx"]
+
+
+@pytest.fixture(scope="session")
+def tiny_network() -> AutoEncoder:
+    """An auto-encoder of up to 8 bytes that has been taught a few strings in seconds."""
+    symbols = symbols_of([string.encode()[:8] for string in STRINGS], 8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = AutoEncoder(NetworkConfig(max_bytes=8, levels=(4, 4, 3), hidden=48, byte_width=12, decoder_blocks=1))
+        network.scale_latents(symbols)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+        for _ in range(400):
+            logits, _, _ = network(symbols, torch.randint(2, 4, (len(symbols),)))
+            scored = scored_positions(symbols)
+            optimizer.zero_grad()
+            functional.cross_entropy(logits[scored], symbols[scored]).backward()
+            optimizer.step()
+    return network.eval().requires_grad_(False)
+
+
+def learned_folder(folder: Path, network: AutoEncoder, documents: list[str], kind: str, size: int = 60) -> Path:
+    """A learned tokenizer with pins of the documents and the network, compact or open."""
+    counts = count_chunks(documents, make_chunker("word"))
+    save_with_fast(package_of(network, select_pins(counts, size), kind=kind), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def compact_folder(tmp_path_factory, tiny_network, documents) -> Path:
+    return learned_folder(tmp_path_factory.mktemp("learned") / "compact", tiny_network, documents, "compact")
+
+
+@pytest.fixture(scope="session")
+def open_folder(tmp_path_factory, tiny_network, documents) -> Path:
+    """Few pins and 48 codes, so that there are ids of every kind in a text."""
+    return learned_folder(tmp_path_factory.mktemp("learned") / "open", tiny_network, documents, "open", 12)

@@ -26,7 +26,9 @@ LAYERS = {
     "report": 11,
     "train": 12,
     "verbs": 13,
-    "cli": 14,
+    "cli_shared": 14,
+    "cli_tokenizer": 15,
+    "cli": 16,
 }
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 

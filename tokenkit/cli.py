@@ -3,11 +3,13 @@
 import errno
 import logging
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from tokenkit.config import Config, UserError, dump_yaml, load, resolved
+from tokenkit import cli_tokenizer
+from tokenkit.cli_shared import DryRun, Quiet, Resume, Words, print_json, print_rich, print_values, shown
+from tokenkit.config import UserError, load
 
 app = typer.Typer(
     name="tokenkit",
@@ -17,15 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Give a language model a new tokenizer, a smaller body or ternary weights, and keep what it knows.",
 )
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="RUN.YAML KEY=VALUE ...", help="A run file, then overrides; either may be left out.", show_default=False
-    ),
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved run and leave.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that the output folder holds.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+app.add_typer(cli_tokenizer.app, name="tokenizer")
 
 
 @app.command()
@@ -34,7 +28,7 @@ def demo(words: Words = None, dry_run: DryRun = False, quiet: Quiet = False) -> 
     from tokenkit.verbs.demo import demo, demo_run
 
     run = demo_run(words or [])
-    if not _shown(run, dry_run):
+    if not shown(run, dry_run):
         demo(run, quiet=quiet)
 
 
@@ -44,8 +38,8 @@ def pretrain(words: Words = None, dry_run: DryRun = False, resume: Resume = Fals
     from tokenkit.verbs.pretrain import PretrainRun, pretrain
 
     run = load(PretrainRun, words or [])
-    if not _shown(run, dry_run):
-        _print(pretrain(run, resume=resume, quiet=quiet))
+    if not shown(run, dry_run):
+        print_values(pretrain(run, resume=resume, quiet=quiet))
 
 
 @app.command()
@@ -54,8 +48,8 @@ def transfer(words: Words = None, dry_run: DryRun = False) -> None:
     from tokenkit.verbs.transfer import TransferRun, transfer
 
     run = load(TransferRun, words or [])
-    if not _shown(run, dry_run):
-        _print(transfer(run))
+    if not shown(run, dry_run):
+        print_values(transfer(run))
 
 
 @app.command()
@@ -64,10 +58,10 @@ def distill(words: Words = None, dry_run: DryRun = False, resume: Resume = False
     from tokenkit.verbs.distill import DistillRun, distill
 
     run = load(DistillRun, words or [])
-    if not _shown(run, dry_run):
+    if not shown(run, dry_run):
         results = distill(run, resume=resume, quiet=quiet)
-        _print({key: value for key, value in results.items() if key not in ("transfer", "losses")})
-        _print({"model": str(run.output / "model"), "page": str(run.output / "report.html")})
+        print_values({key: value for key, value in results.items() if key not in ("transfer", "losses")})
+        print_values({"model": str(run.output / "model"), "page": str(run.output / "report.html")})
 
 
 @app.command()
@@ -76,8 +70,8 @@ def record(words: Words = None, dry_run: DryRun = False, resume: Resume = False,
     from tokenkit.verbs.record import RecordRun, record
 
     run = load(RecordRun, words or [])
-    if not _shown(run, dry_run):
-        _print(record(run, resume=resume, quiet=quiet))
+    if not shown(run, dry_run):
+        print_values(record(run, resume=resume, quiet=quiet))
 
 
 @app.command("eval")
@@ -86,8 +80,8 @@ def evaluate(words: Words = None, dry_run: DryRun = False) -> None:
     from tokenkit.verbs.evaluate import EvalRun, evaluate
 
     run = load(EvalRun, words or [])
-    if not _shown(run, dry_run):
-        _print(evaluate(run))
+    if not shown(run, dry_run):
+        print_values(evaluate(run))
 
 
 @app.command()
@@ -116,11 +110,11 @@ def align(
     names = ("teacher", "student", "text") if messages is None else ("teacher", "student")
     options = {"mode": mode, "html": html, "messages": messages, "row": row}
     run = load_positional(AlignRun, names, words or [], options)
-    if not _shown(run, dry_run):
+    if not shown(run, dry_run):
         from tokenkit.align.show import show
 
         found = compare_run(run)
-        _print_json(found.as_json()) if as_json else _print_rich(show(found))
+        print_json(found.as_json()) if as_json else print_rich(show(found))
 
 
 @app.command()
@@ -144,11 +138,11 @@ def doctor(
 
     source = None if corpus is None else {"path": corpus}
     run = load_positional(DoctorRun, ("source", "target"), words or [], {"model": model, "corpus": source})
-    if not _shown(run, dry_run):
+    if not shown(run, dry_run):
         from tokenkit.align.doctor_show import render
 
         found = doctor(run)
-        _print_json(found.as_json()) if as_json else _print_rich(render(found))
+        print_json(found.as_json()) if as_json else print_rich(render(found))
 
 
 @app.command()
@@ -157,8 +151,8 @@ def mined_mapping(words: Words = None, dry_run: DryRun = False) -> None:
     from tokenkit.verbs.mined_mapping import MinedMappingRun, mined_mapping
 
     run = load(MinedMappingRun, words or [])
-    if not _shown(run, dry_run):
-        _print(mined_mapping(run))
+    if not shown(run, dry_run):
+        print_values(mined_mapping(run))
 
 
 @app.command("tokenizer-info")
@@ -167,8 +161,8 @@ def tokenizer_info(words: Words = None, dry_run: DryRun = False, resume: Resume 
     from tokenkit.verbs.tokenizer_info import TokenizerInfoRun, tokenizer_info
 
     run = load(TokenizerInfoRun, words or [])
-    if not _shown(run, dry_run):
-        _print(tokenizer_info(run, resume=resume, quiet=quiet))
+    if not shown(run, dry_run):
+        print_values(tokenizer_info(run, resume=resume, quiet=quiet))
 
 
 @app.command("check-loss")
@@ -182,7 +176,7 @@ def check_loss(
     from tokenkit.verbs.check_loss import check_losses, failures, table
 
     checks = check_losses(Path(file), name)
-    _print_rich(table(checks))
+    print_rich(table(checks))
     failed = failures(Path(file), checks)
     for line in failed:
         typer.echo(f"tokenkit: {line}", err=True)
@@ -196,7 +190,7 @@ def generate(words: Words = None, dry_run: DryRun = False) -> None:
     from tokenkit.verbs.generate import GenerateRun, continue_prompts
 
     run = load(GenerateRun, words or [])
-    if not _shown(run, dry_run):
+    if not shown(run, dry_run):
         for text in continue_prompts(run):
             typer.echo(text)
 
@@ -208,7 +202,7 @@ def report(words: Words = None, dry_run: DryRun = False) -> None:
     from tokenkit.verbs.report import ReportRun
 
     run = load(ReportRun, words or [])
-    if not _shown(run, dry_run):
+    if not shown(run, dry_run):
         typer.echo(write_page(run.run))
 
 
@@ -226,28 +220,6 @@ def schema(
 
     described = run_schema(verb).grown({"plugins": plugin or []})
     typer.echo(json.dumps(described.model_json_schema(), indent=2))
-
-
-def _shown(run: Config, dry_run: bool) -> bool:
-    if dry_run:
-        typer.echo(dump_yaml(resolved(run)), nl=False)
-    return dry_run
-
-
-def _print(values: dict[str, Any]) -> None:
-    typer.echo(dump_yaml(values), nl=False)
-
-
-def _print_json(values: dict[str, Any]) -> None:
-    import json
-
-    typer.echo(json.dumps(values, ensure_ascii=False, indent=1))
-
-
-def _print_rich(shown: Any) -> None:
-    from rich.console import Console
-
-    Console().print(shown)
 
 
 def main() -> None:

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from tokenkit.config import Config, UserError
 from tokenkit.losses import LOSSES, Loss, Units
-from tokenkit.quantities import BY_TASK, MODEL_LEAVES, PAIR_LEAVES, SHARED_LEAVES, with_inputs
+from tokenkit.quantities import (
+    AUTOENCODER_LEAVES,
+    BY_TASK,
+    MODEL_LEAVES,
+    PAIR_LEAVES,
+    SHARED_LEAVES,
+    SIDES,
+    with_inputs,
+)
 from tokenkit.schedule import Schedule
 
 
@@ -173,6 +181,16 @@ class Objective:
                     f"losses.{term.loss.name}: needs one vocabulary, but the student's ({student_size:,} ids) and the "
                     f"teacher's ({teacher_size:,} ids) are two; use a loss that works across tokenizers: "
                     f"{', '.join(sorted(others))}"
+                )
+
+    def check_text(self) -> None:
+        """UserError where a loss asks for what only an auto-encoder of byte strings says."""
+        foreign = {f"{side}_{name}" for side in SIDES for name in AUTOENCODER_LEAVES}
+        for term in self.terms:
+            for name in sorted(term.names & foreign):
+                raise UserError(
+                    f"losses.{term.loss.name}: needs {name}, which an auto-encoder has and a language model has not; "
+                    "it is for `tokenkit tokenizer pretrain`"
                 )
 
     def step_means(

@@ -15,6 +15,9 @@ from torch import Tensor
 SIDES = ("student", "teacher")
 DATA_LEAVES = frozenset({"inputs", "labels", "label_mask", "token_mask", "chunk", "chunk_end"})
 SCORES = frozenset({"label_logp", "boundary_logp", "eos_logp", "top_logp", "top_ids", "tail_logp"})
+AUTOENCODER_LEAVES = frozenset(  # of byte strings, not of running text
+    {"byte_labels", "byte_logits", "latents", "cells", "level_shares"}
+)
 MODEL_LEAVES = SCORES | {"hidden", "embeds", "layers", "qkv", "logits"}
 SHARED_LEAVES = frozenset({"space_after"})  # of the data, without a side
 PAIR_LEAVES = frozenset(
@@ -137,7 +140,7 @@ def inputs_of(name: str) -> list[str]:
     if name in SHARED_LEAVES | PAIR_LEAVES or name.endswith(STEP_MEAN):
         return []
     side, _, base = name.partition("_")
-    if side not in SIDES or base not in DATA_LEAVES | MODEL_LEAVES | DERIVED.keys():
+    if side not in SIDES or base not in DATA_LEAVES | MODEL_LEAVES | AUTOENCODER_LEAVES | DERIVED.keys():
         raise KeyError(f"no quantity is called {name!r}")
     return [f"{side}_{p}" for p in inspect.signature(DERIVED[base]).parameters] if base in DERIVED else []
 

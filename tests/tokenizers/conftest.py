@@ -4,14 +4,27 @@ import functools
 import importlib.util
 import json
 import sys
+import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch.nn import functional as F
 
+from tokenkit.config import resolved
+from tokenkit.tokenizers.autoencoder.chunkers import DEFAULT, cut, make_chunker, to_bytes
+from tokenkit.tokenizers.autoencoder.learned import LearnedTokenizer
+from tokenkit.tokenizers.autoencoder.network import AutoEncoder, NetworkConfig, scored_positions, symbols_of
+from tokenkit.tokenizers.autoencoder.package import Package, PackageConfig
+from tokenkit.tokenizers.autoencoder.pins import PinTable
+from tokenkit.tokenizers.autoencoder.selection import select_pins
+from tokenkit.tokenizers.autoencoder.tokenizer import save_with_fast
 from tokenkit.tokenizers.bytelevel import ByteTokenizer
 from tokenkit.tokenizers.hf import HFTokenizer
+from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.tokenizers.pieces import byte_alphabet
 from tokenkit.tokenizers.train import train_tokenizer
 
@@ -73,7 +86,58 @@ def byte_level(regex: bool) -> dict[str, Any]:
     return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": regex}
 
 
+OPEN_STRINGS = ["中", "文", "字", "😀", "👩", "👧", "qzx", "kvjq", "ZQX", "жу", "\0\0\0"]
+SCRATCH = tempfile.TemporaryDirectory(prefix="learned-")
+
+
+@functools.cache
+def tiny_network() -> AutoEncoder:
+    """An auto-encoder that was taught a handful of strings in two seconds."""
+    symbols = symbols_of([text.encode() for text in OPEN_STRINGS], 4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = AutoEncoder(NetworkConfig(max_bytes=4, levels=(5, 5, 5), hidden=32, byte_width=8))
+        network.scale_latents(symbols)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+        for _ in range(300):
+            logits, _, _ = network(symbols, torch.randint(2, 4, (len(symbols),)))
+            scored = scored_positions(symbols)
+            optimizer.zero_grad()
+            F.cross_entropy(logits[scored], symbols[scored]).backward()
+            optimizer.step()
+    return network.eval().requires_grad_(False)
+
+
+@functools.cache
+def little_pins(chunker: str = DEFAULT, size: int = 200) -> PinTable:
+    """Pins of the little corpus."""
+    counts = Counter(p for text in CORPUS for c in make_chunker(chunker).split(text) for p in cut(to_bytes(c)))
+    return select_pins(counts, size)
+
+
+def package(kind: str, chunker: str = DEFAULT, **settings: Any) -> Package:
+    """A learned tokenizer with the pins of the little corpus; with the tiny network where it is open."""
+    network = tiny_network() if kind == "open" else None
+    shape = resolved(network.config) if network else None
+    config = PackageConfig(kind=kind, chunker=chunker, network=shape, **settings)
+    return Package(config, little_pins(chunker), network)
+
+
+@functools.cache
+def learned_folder(kind: str) -> Path:
+    """The folder of `package(kind)`; shared, so not to be written to."""
+    folder = Path(SCRATCH.name) / kind
+    save_with_fast(package(kind), folder)
+    return folder
+
+
+def learned(kind: str) -> LearnedTokenizer:
+    return load_tokenizer(str(learned_folder(kind)))
+
+
 KINDS = {
+    "learned-compact": lambda: learned("compact"),
+    "learned-open": lambda: learned("open"),
     "byte": ByteTokenizer,
     "bpe": lambda: train_tokenizer(CORPUS, "bpe", 400),
     "unigram": lambda: train_tokenizer(CORPUS, "unigram", 400),
@@ -194,6 +258,18 @@ def make_tokenizer() -> Any:
 def make_lossy() -> Any:
     """The lossy tokenizer of a kind by its name."""
     return functools.cache(lambda kind: LOSSY[kind]())
+
+
+@pytest.fixture(scope="session")
+def make_package() -> Any:
+    """The package of a kind (compact, open) and a chunker."""
+    return package
+
+
+@pytest.fixture(scope="session")
+def make_folder() -> Any:
+    """The saved folder of a kind, not to be written to."""
+    return learned_folder
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,7 @@ class Toy:
         self.rows = torch.randint(0, 11, (4, 5))
         self.scale, self.leave_out, self.calls = scale, leave_out, 0
         self.trained = list(self.model.parameters())
-        self.balance = build_balance(config_of(method), NAMES, self.model, self.trained)
+        self.balance = build_balance(config_of(method), NAMES, lambda: last_layer(self.model), self.trained)
 
     def forward(self, rows):
         """Each loss's share of its mean over the step of four rows."""
@@ -409,7 +409,7 @@ def step_of(task, method, examples, cut):
     """Gradients of one step of a distillation and its result; the task's parameters stay as they are."""
     task.student.model.zero_grad()
     names, trained = list(task.objective.weights()), list(task.trainable().values())
-    balance = build_balance(config_of(method), names, task.student.model, trained)
+    balance = build_balance(config_of(method), names, task.last_layer, trained)
     rows = iter(range(len(examples)))
     parts = [[next(rows) for _ in range(size)] for size in cut]
     batches = [collate([examples[row] for row in part], part) for part in parts]

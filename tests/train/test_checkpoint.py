@@ -150,6 +150,26 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path, model_folder, corpus
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")
 
 
+def test_the_best_of_a_run_is_kept_beside_the_newest(tmp_path, model_folder, corpus):
+    best = {"eval_every": 3, "best": {"metric": "bits_per_byte", "direction": "min"}, "eval_at": []}
+    distill(run_file(tmp_path, model_folder, corpus, "whole", **best), quiet=True)
+    with pytest.raises(Interrupted):
+        distill(run_file(tmp_path, model_folder, corpus, "cut", stop_after=5, **best), quiet=True)
+    distill(run_file(tmp_path, model_folder, corpus, "cut", **best), resume=True, quiet=True)
+    measured = {row["step"]: row["bits_per_byte"] for row in metrics(tmp_path / "cut") if "bits_per_byte" in row}
+    assert [*measured] == [3, 6, 7]
+    for name in ("whole", "cut"):
+        folder = tmp_path / name / "checkpoints"
+        assert find_damage(folder / "best") is None
+        assert sorted(path.name for path in folder.iterdir()) == ["best", "step_00000006", "step_00000007"]
+        progress = json.loads((folder / "best/progress.json").read_text("utf-8"))
+        assert progress["best_value"] == measured[progress["step"]] == min(measured.values())
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")
+    enough = {"early_stopping": {"target": 100.0}}
+    distill(run_file(tmp_path, model_folder, corpus, "short", **best, **enough), quiet=True)
+    assert metrics(tmp_path / "short")[-1]["step"] == 3
+
+
 def test_a_folder_belongs_to_one_run(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.claim({"train": {"steps": 3}}, resume=False)

@@ -1,6 +1,6 @@
 """Examples → padded tensors, shifted once: at index t stand the input, and the label that its logits predict."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +163,20 @@ class Batches:
         cut = [part.tolist() for part in parts if len(part)]
         teacher = self.record, self.wanted
         return [collate([examples[i] for i in part], [rows[i] for i in part], *teacher) for part in cut]
+
+    def place(self, step: int) -> str:
+        """The rows of a step, and where in the documents the first ones begin."""
+        rows = self.rows(step)
+        windows = [self.windows[row] for row in rows[:3]]
+        starts = ", ".join(f"document {window.document} byte {window.start_byte}" for window in windows)
+        return f"rows {rows[:8]}{'…' if len(rows) > 8 else ''} ({starts}{', …' if len(rows) > 3 else ''})"
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing: (seed, step) say it all."""
+        return {}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Nothing to put back."""
 
     def _row(self, position: int) -> int:
         epoch, offset = divmod(position, len(self.windows))

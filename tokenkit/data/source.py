@@ -72,13 +72,29 @@ def describe(source: SourceConfig) -> str:
 
 
 def _texts(source: SourceConfig) -> Iterator[str]:
-    if source.stdlib is not None:
-        yield from _standard_library(held_out=source.stdlib == "held_out")
-    elif source.hub is not None:
+    if source.hub is not None:
         yield from (row[source.field] for row in _dataset(source, source.field))
+        return
+    for path in source_files(source):
+        try:
+            yield from file_documents(path, source)
+        except UnicodeDecodeError:
+            continue  # a handful of modules is in another encoding on purpose
+
+
+def source_files(source: SourceConfig) -> list[Path]:
+    """The files that a source of files, or the standard library, is read from, in a fixed order."""
+    if source.stdlib is not None:
+        return list(_standard_library(held_out=source.stdlib == "held_out"))
+    return _files(source.path or "")
+
+
+def file_documents(path: Path, source: SourceConfig) -> Iterator[str]:
+    """The documents of one of these files; UserError where it is not readable as what its name says."""
+    if source.stdlib is not None:
+        yield path.read_text("utf-8")
     else:
-        for path in _files(source.path or ""):
-            yield from _file(path, source)
+        yield from _file(path, source)
 
 
 def _files(pattern: str) -> list[Path]:
@@ -161,16 +177,12 @@ def _dataset(source: SourceConfig, column: str) -> Iterator[dict[str, Any]]:
         yield dict(row)
 
 
-def _standard_library(*, held_out: bool) -> Iterator[str]:
+def _standard_library(*, held_out: bool) -> Iterator[Path]:
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root)
-        if NOT_PROSE.intersection(name.parts) or is_held_out(name.as_posix()) != held_out:
-            continue
-        try:
-            yield path.read_text("utf-8")
-        except UnicodeDecodeError:
-            continue  # a handful of modules is in another encoding on purpose
+        if not NOT_PROSE.intersection(name.parts) and is_held_out(name.as_posix()) == held_out:
+            yield path
 
 
 def is_held_out(module: str) -> bool:

@@ -9,18 +9,22 @@ import torch
 from transformers import PreTrainedModel
 
 from tokenkit.config import UserError
+from tokenkit.export.factorised import export_factorised
 from tokenkit.export.huggingface import TEXTS, export_huggingface
 from tokenkit.export.verify import TOLERANCES, ExportError
 from tokenkit.models.expand import expansion_of, load_expansion, save_expansion
+from tokenkit.models.factorised_view import factorised_of
 from tokenkit.models.load import BASE, EXPANSION, load_model
 from tokenkit.tokenizers.base import Tokenizer
 
 
 def export_model(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path, *, dtype: torch.dtype | None) -> Path:
-    """The new folder, verified: a stock one, or one with `base/` and `expansion.safetensors` that only we load.
+    """The new folder, verified: a stock one, or one with `base/` and what stands beside it, that only we load.
 
     Stock transformers finds no config.json in the latter and says so; it would leave the expansion out without a word.
     """
+    if factorised_of(model) is not None:
+        return export_factorised(model, tokenizer, folder, dtype=dtype)
     expansion = expansion_of(model)
     if expansion is None:
         return export_huggingface(model, tokenizer, folder, dtype=dtype)

@@ -10,9 +10,20 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from tokenkit.config import UserError
+from tokenkit.tokenizers.base import Tokenizer
 
 BASE, EXPANSION = "base", "expansion.safetensors"  # a byte-level model whose inputs are expanded
 SCALES = {"logit_scale": 1, "lm_head_multiplier": 1, "logits_scaling": -1}  # config key: what logits are multiplied by
+
+STALE = (  # settings of generation that hold ids of the tokenizer that a model had before
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "sequence_bias",
+    "suppress_tokens",
+)
 
 
 @contextmanager
@@ -101,3 +112,13 @@ def output_head(model: PreTrainedModel) -> nn.Linear:
     head = model.get_output_embeddings()
     assert isinstance(head, nn.Linear)
     return head
+
+
+def write_token_ids(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
+    """Puts the ids of another tokenizer into a model's configuration, and takes those of the old one out."""
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    for config in (model.config, model.config.get_text_config(), model.generation_config):
+        for name, value in ids.items():
+            setattr(config, name, value)
+    for name in STALE:
+        setattr(model.generation_config, name, None)

@@ -14,7 +14,7 @@ from tokenkit.quantities import BY_TASK, STEP_MEAN, Quantities, leaves_of
 
 SIZES = {"B": 3, "T": 9, "V": 11, "C": 5}
 PADDING = {"T": 3, "C": 2}  # positions and chunks that padding adds
-BOUNDARY_TOKENS, TOP = 4, 6
+BOUNDARY_TOKENS, TOP, LATENTS, LEVELS = 4, 6, 7, 8
 
 
 class Broken(Exception):
@@ -98,6 +98,11 @@ def _side(generator: torch.Generator, scale: float) -> dict[str, Tensor]:
         "token_mask": token_mask,
         "chunk": chunk,
         "chunk_end": end,
+        "byte_labels": labels,
+        "byte_logits": logits,
+        "latents": 4 * torch.randn(rows, LATENTS, generator=generator, dtype=torch.float64),
+        "cells": 8 * torch.rand(rows, LATENTS, generator=generator, dtype=torch.float64) - 0.5,
+        "level_shares": 2 * torch.rand(LATENTS, LEVELS, generator=generator, dtype=torch.float64),
     }
 
 
@@ -235,6 +240,7 @@ def masked_units(entry: Loss) -> str:
     chunks = quantities["chunk_mask"]
     counted = {"T": quantities["student_label_mask"], "S": quantities["teacher_label_mask"]}
     counted["C"] = chunks | mask if mask.shape == chunks.shape else chunks
+    counted["T"] = counted["T"] | mask if mask.shape == counted["T"].shape else counted["T"]
     expected = _masked(entry, tensors).sum()
     replaced, dead = dict(tensors), {}
     for name, axes in _axes(entry).items():
@@ -259,7 +265,8 @@ def nothing_counts(entry: Loss) -> str:
         leaves[f"{side}_chunk"] = torch.full_like(leaves[f"{side}_chunk"], -1)
         leaves[f"{side}_chunk_end"] = torch.full_like(leaves[f"{side}_chunk_end"], -1)
         leaves[f"{side}_label_mask"] = torch.zeros_like(leaves[f"{side}_label_mask"])
-        leaves[f"{side}_labels"] = torch.full_like(leaves[f"{side}_labels"], -1)
+        for labels in (f"{side}_labels", f"{side}_byte_labels"):
+            leaves[labels] = torch.full_like(leaves[labels], -1)
         leaves[f"{side}_label_logp"] = torch.zeros_like(leaves[f"{side}_label_logp"])
     tensors = _direct(entry, leaves)
     if _masked(entry, tensors).sum() != 0:

@@ -17,6 +17,7 @@ from pydantic.errors import PydanticUserError
 from tokenkit.config import UserError
 from tokenkit.losses import LOSSES, Loss
 from tokenkit.quantities import (
+    AUTOENCODER_LEAVES,
     BOTH_SIDES,
     BY_TASK,
     DATA_LEAVES,
@@ -137,7 +138,8 @@ def _option_problems(name: str, parameter: inspect.Parameter) -> list[str]:
 
 def tensor_names() -> list[str]:
     """Every tensor that a loss may ask for."""
-    sided = [f"{side}_{base}" for side in SIDES for base in DATA_LEAVES | MODEL_LEAVES | set(DERIVED)]
+    leaves = DATA_LEAVES | MODEL_LEAVES | AUTOENCODER_LEAVES
+    sided = [f"{side}_{base}" for side in SIDES for base in leaves | set(DERIVED)]
     return [*sorted({*sided, *BY_TASK}), *sorted(SHARED_LEAVES | PAIR_LEAVES), *BOTH_SIDES]
 
 

@@ -21,8 +21,8 @@ AS_BERT = {
 CLASS_KEYS = ("tokenizer_class", "auto_map", "processor_class", "added_tokens_decoder", "backend", "is_local")
 
 
-class HFTokenizer:
-    """Any tokenizer.json, with its roles and its files. Special-token literals inside a text are text."""
+class TokenizerFiles:
+    """A tokenizer.json and what stands beside it: roles, special tokens, chat template. Nothing is encoded."""
 
     def __init__(self, definition: Definition, config: dict[str, Any] | None = None, name: str = "tokenizer") -> None:
         """`config` is a parsed tokenizer_config.json: role tokens, chat template. `name` is for messages."""
@@ -42,10 +42,7 @@ class HFTokenizer:
         roles = {index for index in (self.bos_id, self.eos_id, self.pad_id) if index is not None}
         self.special_ids: frozenset[int] = frozenset({token["id"] for token in added if token["special"]} | roles)
         self.special_tokens = {content: index for content, index in ids.items() if index in self.special_ids}
-        self._view = ByteView(definition, self.special_ids, name)
-        self.token_bytes = self._view.token_bytes
-        self.vocab_size = len(self.token_bytes)
-        self.changes = self._view.changes
+        self.num_ids = 1 + max(ids.values(), default=-1)
 
     @property
     def definition(self) -> Definition:
@@ -56,11 +53,6 @@ class HFTokenizer:
     def chat_template(self) -> str | None:
         """The Jinja template found with the tokenizer."""
         return self.config.get("chat_template")
-
-    @property
-    def lossless(self) -> bool:
-        """Whether the tokens spell ordinary text as it was written, up to Unicode normalisation."""
-        return self._view.lossless
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -75,24 +67,6 @@ class HFTokenizer:
             if index is not None:
                 return index
         raise UserError(f"{self.name}: has neither bos nor eos; name bos_token or eos_token in tokenizer_config.json")
-
-    def encode(self, text: str, *, special: bool = False) -> Encoding:
-        """Ids and byte spans; with `special`, begun by bos where the tokenizer has one."""
-        return self.encode_batch([text], special=special)[0]
-
-    def encode_batch(self, texts: list[str], *, special: bool = False, continued: bool = False) -> list[Encoding]:
-        """One encoding per text; `continued` texts get a dummy space only where one follows special tokens."""
-        encodings = self._view.encode_batch(texts, continued)
-        return [framed(encoding, self.bos_id) for encoding in encodings] if special else encodings
-
-    def decode(self, ids: list[int]) -> str:
-        """The text of the ids without specials and leading dummy space; incomplete characters become U+FFFD."""
-        if not self.lossless:
-            return self._view.decode_by_library(ids)
-        spelled = b"".join([self.token_bytes[index] for index in ids])
-        return (spelled[1:] if self._view.adds_space and spelled[:1] == b" " else spelled).decode(
-            "utf-8", errors="replace"
-        )
 
     def save(self, folder: Path) -> None:
         """Writes tokenizer.json and tokenizer_config.json, which `AutoTokenizer.from_pretrained(folder)` loads."""
@@ -117,3 +91,38 @@ class HFTokenizer:
                 f"{self.name}: {role}_token is {content!r}, which tokenizer.json does not hold; name another"
             )
         return None if content is None else ids[content]
+
+
+class HFTokenizer(TokenizerFiles):
+    """Any tokenizer.json, with its roles and its files. Special-token literals inside a text are text."""
+
+    def __init__(self, definition: Definition, config: dict[str, Any] | None = None, name: str = "tokenizer") -> None:
+        """`config` is a parsed tokenizer_config.json: role tokens, chat template. `name` is for messages."""
+        super().__init__(definition, config, name)
+        self._view = ByteView(definition, self.special_ids, name)
+        self.token_bytes = self._view.token_bytes
+        self.vocab_size = len(self.token_bytes)
+        self.changes = self._view.changes
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the tokens spell ordinary text as it was written, up to Unicode normalisation."""
+        return self._view.lossless
+
+    def encode(self, text: str, *, special: bool = False) -> Encoding:
+        """Ids and byte spans; with `special`, begun by bos where the tokenizer has one."""
+        return self.encode_batch([text], special=special)[0]
+
+    def encode_batch(self, texts: list[str], *, special: bool = False, continued: bool = False) -> list[Encoding]:
+        """One encoding per text; `continued` texts get a dummy space only where one follows special tokens."""
+        encodings = self._view.encode_batch(texts, continued)
+        return [framed(encoding, self.bos_id) for encoding in encodings] if special else encodings
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of the ids without specials and leading dummy space; incomplete characters become U+FFFD."""
+        if not self.lossless:
+            return self._view.decode_by_library(ids)
+        spelled = b"".join([self.token_bytes[index] for index in ids])
+        return (spelled[1:] if self._view.adds_space and spelled[:1] == b" " else spelled).decode(
+            "utf-8", errors="replace"
+        )

@@ -172,9 +172,12 @@ class Surgery(Balance):
 
 
 def build_balance(
-    config: BalanceConfig, names: Sequence[str], model: PreTrainedModel, trained: Sequence[nn.Parameter]
+    config: BalanceConfig,
+    names: Sequence[str],
+    last_layer: Callable[[], list[nn.Parameter]],
+    trained: Sequence[nn.Parameter],
 ) -> Balance:
-    """The balance a run file names, at its beginning."""
+    """The balance a run file names, at its beginning; `last_layer` is asked by those that look at it alone."""
     options = {key: value for key, value in config.model_dump(exclude={"method"}).items() if value is not None}
     match config.method:
         case "none":
@@ -186,9 +189,9 @@ def build_balance(
         case "uncertainty":
             return Uncertainty(names, **options)
         case "approx_gradmag" | "approx_gradmag_preserve_mag":
-            return GradientMagnitude(last_layer(model), preserve=config.method == "approx_gradmag_preserve_mag")
+            return GradientMagnitude(last_layer(), preserve=config.method == "approx_gradmag_preserve_mag")
         case "gradnorm":
-            return GradNorm(last_layer(model), names, **options)
+            return GradNorm(last_layer(), names, **options)
         case chain:
             return Surgery(list(trained), parse_chain(chain))
 

@@ -10,9 +10,9 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -20,19 +20,125 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tokenkit.config import UserError
+from tokenkit.train.balance import Balance
+from tokenkit.train.tasks import Stateful
 
 log = logging.getLogger(__name__)
-MANIFEST, BALANCE = "manifest.json", "balance.json"
+MANIFEST, BALANCE, STATE = "manifest.json", "balance.json", "state.safetensors"
 ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: optimizer steps done, and what they were made of."""
+    """Where a run stands: optimizer steps done, what they were made of, and how good it has been."""
 
     step: int = 0
     num_tokens: int = 0
     num_bytes: int = 0
+    loss: float | None = None
+    """Of the last step."""
+    value: float | None = None
+    """What `train.best.metric` was when it was last measured."""
+    best_value: float | None = None
+    """The best it has been, and after which step; a resumed run goes on from both."""
+    best_step: int | None = None
+    since_best: int = 0
+    """Measurements since then."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Progress":
+        """The progress among the plain values of a checkpoint."""
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+    def after(self, loss: float, num_tokens: int, num_bytes: int) -> "Progress":
+        """One step further."""
+        tokens, size = self.num_tokens + num_tokens, self.num_bytes + num_bytes
+        return replace(self, step=self.step + 1, num_tokens=tokens, num_bytes=size, loss=loss)
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that a checkpoint holds, where it lives while a run goes on."""
+
+    parameters: Mapping[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    balance: Balance
+    owners: Mapping[str, Stateful]
+    """By name, what has a memory that (seed, step) do not give."""
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What is trained, the optimizer's state, and the owners' memories, each by name."""
+        memories = {f"{o}.{n}": _plain(t) for o, owner in self.owners.items() for n, t in owner.state().items()}
+        return {
+            "model": {name: _plain(parameter) for name, parameter in self.parameters.items()},
+            "optimizer": optimizer_tensors(self.parameters, self.optimizer),
+            "state": memories,
+        }
+
+    def put(self, tensors: Mapping[str, Mapping[str, Tensor]], balance: Mapping[str, dict[str, float]]) -> None:
+        """Puts back what `tensors` and the balance's state were."""
+        put_parameters(self.parameters, tensors["model"])
+        put_optimizer(self.parameters, self.optimizer, tensors["optimizer"])
+        self.put_memories(tensors["state"], balance)
+
+    def put_memories(self, tensors: Mapping[str, Tensor], balance: Mapping[str, dict[str, float]]) -> None:
+        """Puts back what the owners and the balance remembered."""
+        for name, owner in self.owners.items():
+            own = f"{name}."
+            owner.load_state({n.removeprefix(own): tensor for n, tensor in tensors.items() if n.startswith(own)})
+        self.balance.state |= balance
+
+
+@runtime_checkable
+class Checkpoints(Protocol):
+    """Where a run's checkpoints are kept, and in what form."""
+
+    def load(self, training: Training) -> Progress | None:
+        """Puts the checkpoint that the run continues from into place; None where it begins."""
+        ...
+
+    def save(self, training: Training, progress: Progress, keep: int, last: bool) -> None:
+        """Keeps the run as it stands, and of the checkpoints of other steps all but the newest `keep`."""
+        ...
+
+    def measured(self, training: Training, progress: Progress, improved: bool) -> None:
+        """The run was measured at this step; where it is the best so far it is kept as such."""
+        ...
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint."""
+        ...
+
+
+class StepFolders:
+    """A folder for each checkpoint, `step_00000100`; the one that measures best in `best`, however old."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def load(self, training: Training) -> Progress | None:
+        """Puts the newest whole checkpoint into place; None without one."""
+        path = newest_whole(self.folder)
+        if path is None:
+            return None
+        progress = _restore(path, training.parameters, training.optimizer)
+        state = load_file(path / STATE) if (path / STATE).is_file() else {}
+        training.put_memories(state, read_balance(self.folder, progress.step))
+        return progress
+
+    def save(self, training: Training, progress: Progress, keep: int, last: bool) -> None:
+        """Writes the step's folder and drops all but the newest `keep`."""
+        _write(self.folder, f"step_{progress.step:08d}", training.tensors(), progress, training.balance.state)
+        _drop_old(self.folder, keep)
+
+    def measured(self, training: Training, progress: Progress, improved: bool) -> None:
+        """Writes `best` where the run is the best so far."""
+        if improved:
+            _write(self.folder, "best", training.tensors(), progress, training.balance.state)
+
+    def newest(self) -> Path | None:
+        """The folder of the newest checkpoint."""
+        return next(iter(list_checkpoints(self.folder)), None)
 
 
 def save_checkpoint(
@@ -47,16 +153,30 @@ def save_checkpoint(
 
     `balance` is what the weights of the losses have learnt; JSON keeps every digit of its numbers.
     """
-    target = folder / f"step_{progress.step:08d}"
-    temporary = folder / f".{target.name}.{os.getpid()}.tmp"
+    model = {name: _plain(parameter) for name, parameter in parameters.items()}
+    tensors = {"model": model, "optimizer": optimizer_tensors(parameters, optimizer), "state": {}}
+    target = _write(folder, f"step_{progress.step:08d}", tensors, progress, balance or {})
+    _drop_old(folder, keep)
+    return target
+
+
+def _write(
+    folder: Path,
+    name: str,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    progress: Progress,
+    balance: Mapping[str, Mapping[str, float]],
+) -> Path:
+    target, temporary = folder / name, folder / f".{name}.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _drop_leftovers(folder)
         temporary.mkdir()
-        save_file({n: p.detach().cpu().contiguous() for n, p in parameters.items()}, temporary / "model.safetensors")
-        save_file(_optimizer_tensors(parameters, optimizer), temporary / "optimizer.safetensors")
-        (temporary / "progress.json").write_text(json.dumps(progress.__dict__), "utf-8")
-        (temporary / BALANCE).write_text(json.dumps(balance or {}), "utf-8")
+        for part, values in tensors.items():
+            if values or part != "state":
+                save_file(dict(values), temporary / f"{part}.safetensors")
+        (temporary / "progress.json").write_text(json.dumps(asdict(progress)), "utf-8")
+        (temporary / BALANCE).write_text(json.dumps(balance), "utf-8")
         _write_manifest(temporary)
         if target.exists():  # a resumed run comes by its own step again
             shutil.rmtree(target)
@@ -65,22 +185,31 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
-            f"{target}: the checkpoint of step {progress.step} could not be written ({_reason(error)}); the one before "
+            f"{target}: the checkpoint of step {progress.step} could not be written ({reason(error)}); the one before "
             "is kept; free some room and continue with --resume"
         ) from None
+    return target
+
+
+def _drop_old(folder: Path, keep: int) -> None:
     for old in list_checkpoints(folder)[keep:]:
         shutil.rmtree(old)
-    return target
 
 
 def load_newest(
     folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> Progress | None:
     """Puts the newest whole checkpoint into place; None without one. A damaged one is skipped with a warning."""
+    path = newest_whole(folder)
+    return _restore(path, parameters, optimizer) if path else None
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint that is not damaged; one that is, is passed over with a warning."""
     for path in list_checkpoints(folder):
         damage = find_damage(path)
         if damage is None:
-            return _restore(path, parameters, optimizer)
+            return path
         log.warning("%s: %s; going back to the checkpoint before", path, damage)
     return None
 
@@ -114,30 +243,45 @@ def find_damage(path: Path) -> str | None:
 
 
 def _restore(path: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> Progress:
-    tensors = load_file(path / "model.safetensors")
+    try:
+        put_parameters(parameters, load_file(path / "model.safetensors"))
+    except ValueError as error:
+        raise UserError(f"{path}: trained {error}; use a new output") from None
+    put_optimizer(parameters, optimizer, load_file(path / "optimizer.safetensors"))
+    return Progress.of(json.loads((path / "progress.json").read_text("utf-8")))
+
+
+def put_parameters(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
+    """Copies saved values into parameters; ValueError where they are others."""
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     if {name: tuple(t.shape) for name, t in tensors.items()} != shapes:
         odd = sorted(set(tensors) ^ set(shapes)) or [n for n in shapes if tuple(tensors[n].shape) != shapes[n]]
-        raise UserError(f"{path}: trained other parameters than this run does, {odd[0]} for one; use a new output")
+        raise ValueError(f"other parameters than this run does, {odd[0]} for one")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
-    state = load_file(path / "optimizer.safetensors")
+
+
+def put_optimizer(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """Gives AdamW the moments that `optimizer_tensors` gave."""
     for name, parameter in parameters.items():
-        if f"{name}.step" in state:
-            optimizer.state[parameter] = {key: state[f"{name}.{key}"].to(parameter.device) for key in ADAM_STATE}
-    values: dict[str, Any] = json.loads((path / "progress.json").read_text("utf-8"))
-    return Progress(**values)
+        if f"{name}.step" in tensors:
+            optimizer.state[parameter] = {key: tensors[f"{name}.{key}"].to(parameter.device) for key in ADAM_STATE}
 
 
-def _optimizer_tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's moments and step counts, by the parameter's name."""
     tensors = {}
     for name, parameter in parameters.items():
         state = optimizer.state[parameter] if parameter in optimizer.state else {}
-        for key in ADAM_STATE:
-            if key in state:
-                tensors[f"{name}.{key}"] = state[key].detach().cpu().contiguous()
+        tensors |= {f"{name}.{key}": _plain(state[key]) for key in ADAM_STATE if key in state}
     return tensors
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
 
 
 def _write_manifest(folder: Path) -> None:
@@ -164,9 +308,10 @@ def _sha256(path: Path) -> str:
 
 
 def _drop_leftovers(folder: Path) -> None:
-    for leftover in folder.glob(".step_*.tmp"):  # of a run that was killed while it saved
+    for leftover in folder.glob(".*.tmp"):  # of a run that was killed while it saved
         shutil.rmtree(leftover)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What an operating system or a library says, in one line."""
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,26 +37,31 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
 
-    def claim(self, run: Mapping[str, Any], *, resume: bool) -> None:
-        """Writes run.yaml into an empty folder, or checks that the folder holds this very run; UserError otherwise."""
+    def claim(self, run: Mapping[str, Any], *, resume: bool, may_change: Collection[str] | None = MAY_CHANGE) -> None:
+        """Writes run.yaml into an empty folder, or checks that the folder holds this very run; UserError otherwise.
+
+        `may_change` are the keys that may differ from those it began with; None: any.
+        """
         run_file = self.path / RUN_FILE
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: a file, where the output folder should be; choose a new output")
         if run_file.is_file():
-            self._check_same(dict(run), run_file, resume)
+            self._check_same(dict(run), run_file, resume, may_change)
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise UserError(f"{self.path}: holds files, but no run; nothing is overwritten, choose a new output")
         elif resume:
             raise UserError(f"{self.path}: no run to resume here; leave --resume out to start one")
         write_text(run_file, dump_yaml(dict(run)))
 
-    def _check_same(self, run: dict[str, Any], run_file: Path, resume: bool) -> None:
+    def _check_same(
+        self, run: dict[str, Any], run_file: Path, resume: bool, may_change: Collection[str] | None
+    ) -> None:
         if not resume:
             raise UserError(
                 f"{self.path}: holds another run; add --resume to continue it, or write output=... with a new name"
             )
         old = parse_yaml(run_file.read_text("utf-8"), str(run_file))
-        changed = [key for key in differences(old, run) if key not in MAY_CHANGE]
+        changed = [] if may_change is None else [k for k in differences(old, run) if k not in may_change]
         if changed:
             key = changed[0]
             raise UserError(

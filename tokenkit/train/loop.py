@@ -3,9 +3,9 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 
 import torch
@@ -14,14 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as ProgressBar
 
 from tokenkit.config import UserError
-from tokenkit.data.batch import Batches
-from tokenkit.train.balance import Balance, build_balance
-from tokenkit.train.checkpoint import Progress, list_checkpoints, load_newest, read_balance, save_checkpoint
+from tokenkit.train.balance import build_balance
+from tokenkit.train.checkpoint import Checkpoints, Progress, StepFolders, Training
 from tokenkit.train.folder import RunFolder
 from tokenkit.train.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
-from tokenkit.train.schema import TrainConfig
+from tokenkit.train.schema import BestConfig, LoopConfig
 from tokenkit.train.step import StepResult, accumulate_gradients
-from tokenkit.train.tasks.distill import TextTask
+from tokenkit.train.tasks import StepBatches, Task
 
 
 class Interrupted(Exception):
@@ -40,88 +39,118 @@ class StopRequest:
 
 
 def train(
-    task: TextTask,
-    batches: Batches,
-    config: TrainConfig,
+    task: Task,
+    batches: StepBatches,
+    config: LoopConfig,
     folder: RunFolder,
     evaluate: Callable[[], dict[str, float]],
     *,
+    checkpoints: Checkpoints | None = None,
     label: str = "train",
     quiet: bool = False,
 ) -> Progress:
-    """Trains to `config.steps`, from the newest checkpoint if the folder has one; Interrupted if asked to leave."""
-    parameters = task.trainable()
-    optimizer = build_optimizer(parameters, config.optimizer)
-    names = list(task.objective.weights())
-    balance = build_balance(config.balance, names, task.student.model, list(parameters.values()))
-    progress = load_newest(folder.checkpoints, parameters, optimizer)
+    """Trains to `config.steps`, from the newest checkpoint if there is one; Interrupted if asked to leave.
+
+    `checkpoints` are the run folder's step folders where nothing else is given.
+    """
+    checkpoints = checkpoints or StepFolders(folder.checkpoints)
+    training = _training(task, batches, config)
+    progress = checkpoints.load(training)
     if progress is None:
         progress = Progress()
-        if 0 in config.eval_at and not folder.logged("bits_per_byte"):
+        if 0 in config.eval_at and 0 not in folder.logged("step"):
             folder.log({"step": 0, **evaluate()})
-    else:
-        balance.state |= read_balance(folder.checkpoints, progress.step)
     folder.truncate_metrics(progress.step)
     task.train_mode(True)
     with _stop_signals() as stop, _progress_bar(label, config.steps, progress.step, quiet) as advance:
-        while progress.step < config.steps:
+        while progress.step < config.steps and not is_enough(progress, config):
             began = time.perf_counter()
-            result, norm, rate = _step(task, batches, config, optimizer, balance, progress.step, folder)
-            progress = Progress(
-                progress.step + 1, progress.num_tokens + result.num_tokens, progress.num_bytes + result.num_bytes
-            )
+            result, norm, rate = _step(task, batches, config, training, progress.step, checkpoints)
+            task.stepped(progress.step + 1, config.horizon)
+            progress = progress.after(result.loss, result.num_tokens, result.num_bytes)
             speed = result.num_tokens / (time.perf_counter() - began)
             advance(result.loss, speed)
             leaving = stop.signal_number != 0 or progress.step == config.stop_after
             last = progress.step == config.steps
             if progress.step % config.log_every == 0 or last:
                 folder.log(_metrics(progress, result, norm, rate, speed))
-            if progress.step in config.eval_at:
+            if _is_measured(progress.step, config):
                 task.train_mode(False)
-                folder.log({"step": progress.step, **evaluate()})
+                values = evaluate()
                 task.train_mode(True)
+                folder.log({"step": progress.step, **values})
+                progress, improved = judged(progress, values, config.best)
+                checkpoints.measured(training, progress, improved)
+            last = last or is_enough(progress, config)
             if progress.step % config.save_every == 0 or last or leaving:
-                keep = config.keep_checkpoints
-                save_checkpoint(folder.checkpoints, parameters, optimizer, progress, keep, balance.state)
+                checkpoints.save(training, progress, config.keep_checkpoints, last)
             if leaving and not last:
                 raise Interrupted(progress.step, stop.signal_number)
     task.train_mode(False)
     return progress
 
 
+def judged(progress: Progress, values: Mapping[str, float], best: BestConfig | None) -> tuple[Progress, bool]:
+    """The progress after a measurement, and whether it is the best one so far."""
+    if best is None:
+        return progress, False
+    if best.metric not in values:
+        raise UserError(f"train.best.metric: {best.metric!r} is not measured; write one of {', '.join(values)}")
+    value = values[best.metric]
+    if best.better(value, progress.best_value):
+        return replace(progress, value=value, best_value=value, best_step=progress.step, since_best=0), True
+    return replace(progress, value=value, since_best=progress.since_best + 1), False
+
+
+def is_enough(progress: Progress, config: LoopConfig) -> bool:
+    """Whether a run ends here although it has steps left."""
+    stopping, best, value = config.early_stopping, config.best, progress.best_value
+    if stopping is None or best is None:
+        return False
+    if stopping.target is not None and value is not None and not best.better(stopping.target, value):
+        return True
+    return stopping.patience is not None and progress.since_best >= stopping.patience
+
+
+def _is_measured(step: int, config: LoopConfig) -> bool:
+    every = config.eval_every
+    return step in config.eval_at or (every is not None and (step % every == 0 or step == config.steps))
+
+
+def _training(task: Task, batches: StepBatches, config: LoopConfig) -> Training:
+    parameters = task.trainable()
+    names = list(task.objective.weights())
+    balance = build_balance(config.balance, names, task.last_layer, list(parameters.values()))
+    optimizer = build_optimizer(parameters, config.optimizer)
+    return Training(parameters, optimizer, balance, {"task": task, "batches": batches})
+
+
 def _step(
-    task: TextTask,
-    batches: Batches,
-    config: TrainConfig,
-    optimizer: torch.optim.Optimizer,
-    balance: Balance,
-    step: int,
-    folder: RunFolder,
+    task: Task, batches: StepBatches, config: LoopConfig, training: Training, step: int, checkpoints: Checkpoints
 ) -> tuple[StepResult, float, float]:
-    optimizer.zero_grad(set_to_none=True)
+    training.optimizer.zero_grad(set_to_none=True)
     seed = (config.seed * 1_000_003 + step) * 1_009  # one stream per step, whatever happened before it
-    weights = task.objective.weights_at(step, config.steps)
-    result = accumulate_gradients(task, batches.at(step, config.accumulation), seed, balance, weights)
-    trained = [p for p in task.trainable().values() if p.grad is not None]
+    weights = task.objective.weights_at(step, config.horizon)
+    result = accumulate_gradients(task, batches.at(step, config.accumulation), seed, training.balance, weights)
+    trained = [p for p in training.parameters.values() if p.grad is not None]
     limit = config.optimizer.max_grad_norm
     norm = torch.nn.utils.clip_grad_norm_(trained, math.inf if limit is None else limit).item()
     if not (math.isfinite(result.loss) and math.isfinite(norm)):
-        raise UserError(_not_finite(result, norm, step, batches, folder))
-    rate = config.optimizer.learning_rate * learning_rate_factor(step, steps=config.steps, config=config.optimizer)
-    set_learning_rate(optimizer, rate)
-    optimizer.step()
+        raise UserError(_not_finite(result, norm, step, batches, checkpoints))
+    factor = learning_rate_factor(step, steps=config.horizon, config=config.optimizer)
+    rate = config.optimizer.learning_rate * factor
+    set_learning_rate(training.optimizer, rate)
+    training.optimizer.step()
     return result, norm, rate
 
 
-def _not_finite(result: StepResult, norm: float, step: int, batches: Batches, folder: RunFolder) -> str:
-    rows = batches.rows(step)
-    places = ", ".join(f"document {w.document} byte {w.start_byte}" for w in (batches.windows[row] for row in rows[:3]))
-    kept = list_checkpoints(folder.checkpoints)
-    good = f"the last good checkpoint is {kept[0]}" if kept else "no checkpoint had been saved yet"
+def _not_finite(result: StepResult, norm: float, step: int, batches: StepBatches, checkpoints: Checkpoints) -> str:
+    kept = checkpoints.newest()
+    good = f"the last good checkpoint is {kept}" if kept else "no checkpoint had been saved yet"
     what = f"the loss is {result.loss}" if not math.isfinite(result.loss) else f"the gradient norm is {norm}"
     return (
-        f"step {step + 1}: {what} in the batch of rows {rows[:8]}{'…' if len(rows) > 8 else ''} ({places}"
-        f"{', …' if len(rows) > 3 else ''}); stopped, {good}; lower train.optimizer.learning_rate or look at these rows"
+        f"step {step + 1}: {what} in the batch of {batches.place(step)}; stopped, {good}; lower "
+        "train.optimizer.learning_rate or look at these rows"
     )
 
 

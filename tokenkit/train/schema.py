@@ -112,11 +112,36 @@ def parse_chain(method: str) -> list[tuple[str, float]]:
     return links
 
 
-class TrainConfig(Config):
+class BestConfig(Config):
+    """Which measured value tells the best checkpoint."""
+
+    metric: str
+    """A name among what is measured."""
+    direction: Literal["max", "min"] = "max"
+
+    def better(self, value: float, than: float | None) -> bool:
+        """Whether a value goes before the best so far; NaN never does."""
+        if than is None:
+            return not math.isnan(value)
+        return value > than if self.direction == "max" else value < than
+
+
+class EarlyStoppingConfig(Config):
+    """When a run ends before its last step."""
+
+    patience: int | None = Field(None, ge=1)
+    """After this many measurements in a row without a new best."""
+    target: float | None = None
+    """As soon as the best value reaches this."""
+
+
+class LoopConfig(Config):
     """How long, on how much, and what is kept."""
 
     steps: int = Field(ge=1)
     """Optimizer steps."""
+    schedule_steps: int | None = Field(None, ge=1)
+    """Steps that every schedule is laid out over; null: `steps`. Where it is set, a run may be made longer later."""
     batch_size: int = Field(16, ge=1)
     """Rows of text per optimizer step."""
     accumulation: int = Field(1, ge=1)
@@ -127,14 +152,9 @@ class TrainConfig(Config):
     """Type of the forward pass; weights, sums and the optimizer are float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU where torch sees one."""
-    mode: Literal["full", "lora", "embeddings"] = "full"
-    """What is trained beside the embeddings: everything, adapters, or nothing."""
-    lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     balance: BalanceConfig = BalanceConfig()
     """How the gradients of several losses are added up; none: by their weights alone."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them."""
     log_every: int = Field(10, ge=1)
     """Steps between lines of metrics.jsonl."""
     save_every: int = Field(100, ge=1)
@@ -142,14 +162,42 @@ class TrainConfig(Config):
     keep_checkpoints: int = Field(2, ge=1)
     """The newest so many stay on disk."""
     eval_at: list[int] = []
-    """Steps after which bits per byte are measured; 0 is before the first."""
+    """Steps after which the run is measured; 0 is before the first."""
+    eval_every: int | None = Field(None, ge=1)
+    """Steps between measurements; the last step is measured too."""
+    best: BestConfig | None = None
+    """Keep the checkpoint that measures best, beside the newest ones."""
+    early_stopping: EarlyStoppingConfig | None = None
+    """End the run when it no longer gets better, or is good enough."""
     stop_after: int | None = Field(None, ge=1)
     """Leave, as if interrupted, after this step; the schedule still runs to `steps`."""
 
+    @property
+    def horizon(self) -> int:
+        """Steps that schedules are laid out over."""
+        return self.schedule_steps or self.steps
+
     @model_validator(mode="after")
-    def _splits(self) -> "TrainConfig":
+    def _splits(self) -> "LoopConfig":
         if self.accumulation > self.batch_size:
             raise UserError(
                 f"train.accumulation: {self.accumulation} microbatches cannot be cut from a batch of {self.batch_size}"
             )
+        if self.steps > self.horizon:
+            raise UserError(
+                f"train.steps: {self.steps:,} are more than train.schedule_steps ({self.horizon:,}); raise the latter "
+                "before the run begins"
+            )
+        if self.early_stopping is not None and self.best is None:
+            raise UserError("train.early_stopping: needs train.best.metric, the value that should get better")
         return self
+
+
+class TrainConfig(LoopConfig):
+    """How long, on how much, what of a language model is trained, and what is kept."""
+
+    mode: Literal["full", "lora", "embeddings"] = "full"
+    """What is trained beside the embeddings: everything, adapters, or nothing."""
+    lora: LoraConfig = LoraConfig()
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""

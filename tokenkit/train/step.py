@@ -12,7 +12,7 @@ from tokenkit.losses import Units
 from tokenkit.quantities import Quantities
 from tokenkit.train.balance import Balance
 from tokenkit.train.parallel import add_gradients, total
-from tokenkit.train.tasks.distill import TextTask
+from tokenkit.train.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class StepResult:
 
 
 def accumulate_gradients(
-    task: TextTask,
+    task: Task,
     batches: list[Batch],
     seed: int,
     balance: Balance | None = None,
@@ -78,7 +78,7 @@ class _Reading:
     student too, the student reads a single microbatch once, and several of them a second time without gradients.
     """
 
-    def __init__(self, task: TextTask, batches: list[Batch], seed: int):
+    def __init__(self, task: Task, batches: list[Batch], seed: int):
         self.task, self.seed = task, seed
         objective = task.objective
         self.batches = [batch.to(task.device) for batch in batches]
@@ -114,7 +114,7 @@ class _Reading:
         return Quantities(self._data(number), teacher, self.means, student)
 
     def _data(self, number: int) -> dict[str, Tensor]:
-        return self.batches[number].tensors | self.task.pair
+        return self.batches[number].tensors | dict(self.task.pair)
 
     def _read(self, number: int, teacher: dict[str, Tensor]) -> dict[str, Tensor]:
         torch.manual_seed(self.seed + number)

@@ -9,21 +9,11 @@ from transformers import PreTrainedModel
 
 from tokenkit.config import UserError
 from tokenkit.models.expand import expansion_of
-from tokenkit.models.load import head_matrix, input_matrix, output_head, quiet
+from tokenkit.models.load import head_matrix, input_matrix, output_head, quiet, write_token_ids
+from tokenkit.tokenizers.autoencoder.learned import LearnedTokenizer
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.transfer import INITIALIZERS
 from tokenkit.transfer.plan import Side, plan_transfer
-
-# Settings of generation that hold ids of the old tokenizer.
-STALE = (
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "decoder_start_token_id",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "sequence_bias",
-    "suppress_tokens",
-)
 
 
 @dataclass(frozen=True)
@@ -55,6 +45,8 @@ def transfer_model(
     """
     if expansion_of(model) is not None:
         raise UserError("transfer: the model's inputs are expanded with an older tokenizer's tokens; take its base/")
+    if isinstance(target, LearnedTokenizer) and target.codec.layout.num_codes:
+        raise UserError(f"transfer: the codes of {target.name} have no rows; take the compact form of the tokenizer")
     if initializer not in INITIALIZERS:
         raise UserError(f"initializer: {initializer!r} is unknown; write one of {', '.join(INITIALIZERS)}")
     if pad_to_multiple_of < 1:
@@ -79,7 +71,7 @@ def transfer_model(
             head_matrix(model).copy_(new_head)
         if new_bias is not None:
             output_head(model).bias.copy_(new_bias)
-    _write_ids(model, target)
+    write_token_ids(model, target)
     return TransferReport(initializer, source.name, target.name, source_rows, size, new_head is None, plan.describe())
 
 
@@ -95,12 +87,3 @@ def _untie(model: PreTrainedModel) -> None:
     for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
         config.tie_word_embeddings = False
     model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
-
-
-def _write_ids(model: PreTrainedModel, target: Tokenizer) -> None:
-    ids = {"bos_token_id": target.bos_id, "eos_token_id": target.eos_id, "pad_token_id": target.pad_id}
-    for config in (model.config, model.config.get_text_config(), model.generation_config):
-        for name, value in ids.items():
-            setattr(config, name, value)
-    for name in STALE:
-        setattr(model.generation_config, name, None)

@@ -18,6 +18,15 @@ RUNS = {
     "generate": "generate.GenerateRun",
     "report": "report.ReportRun",
     "tokenizer-info": "tokenizer_info.TokenizerInfoRun",
+    "tokenizer prepare": "tokenizer.prepare.TokenizerPrepareRun",
+    "tokenizer pretrain": "tokenizer.pretrain.TokenizerPretrainRun",
+    "tokenizer test": "tokenizer.test.TokenizerTestRun",
+    "tokenizer compare": "tokenizer.compare.TokenizerCompareRun",
+    "tokenizer analyze": "tokenizer.analyze.TokenizerAnalyzeRun",
+    "tokenizer prune": "tokenizer.prune.TokenizerPruneRun",
+    "tokenizer manage-checkpoints": "tokenizer.manage_checkpoints.TokenizerCheckpointsRun",
+    "tokenizer benchmark": "tokenizer.benchmark.TokenizerBenchmarkRun",
+    "tokenizer migrate": "tokenizer.migrate.TokenizerMigrateRun",
 }
 
 
@@ -27,5 +36,5 @@ def run_schema(verb: str) -> type[Config]:
         close = difflib.get_close_matches(verb, RUNS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"write one of {', '.join(RUNS)}"
         raise UserError(f"schema: {verb!r} is no verb with a run file; {hint}")
-    module, _, name = RUNS[verb].partition(".")
+    module, _, name = RUNS[verb].rpartition(".")
     return importlib.import_module(f"tokenkit.verbs.{module}").__dict__[name]

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,7 +33,7 @@ from tokenkit.tokenizers.base import Tokenizer, require_lossless
 from tokenkit.tokenizers.bytelevel import ByteTokenizer
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.tokenizers.spec import TokenizerSpec
-from tokenkit.train.balance import build_balance
+from tokenkit.train.balance import build_balance, last_layer
 from tokenkit.train.folder import RunFolder, write_json
 from tokenkit.train.loop import train
 from tokenkit.train.schema import TrainConfig
@@ -108,7 +109,7 @@ def distill(run: DistillRun, *, resume: bool = False, quiet: bool = False) -> di
         check_record(record, objective, run.data, rows, sides, run.teacher)
     pair = pair_of(run.data, sides).tensors(objective.pair_needs())
     # refuses before a file is written
-    build_balance(run.train.balance, list(objective.weights()), sides.student.model, [])
+    build_balance(run.train.balance, list(objective.weights()), partial(last_layer, sides.student.model), [])
     folder = _claim(run, resume)
     measure = measurement(run.eval, sides.student, sides.student_tokenizer, held_out)
     before = _before_training(run, sides, held_out, measure)

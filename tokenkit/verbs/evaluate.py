@@ -6,7 +6,7 @@ from typing import Any, Literal
 from tokenkit.config import Config
 from tokenkit.data.source import describe, read_documents
 from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
-from tokenkit.models.view import ModelView
+from tokenkit.models.factorised_view import view_of
 from tokenkit.tokenizers.base import require_lossless
 from tokenkit.train.folder import write_json
 from tokenkit.verbs.device import pick_device
@@ -26,9 +26,9 @@ class EvalRun(Config):
 def evaluate(run: EvalRun) -> dict[str, Any]:
     """The figures of one model on one text."""
     documents = read_documents(run.eval.source)
-    model, tokenizer = load_pair(run.model, pick_device(run.device))
+    model, tokenizer = load_pair(run.model, pick_device(run.device), codes=True)
     require_lossless(tokenizer, "measured in bits per byte")
-    found = bits_per_byte(ModelView(model), tokenizer, documents, **run.eval.model_dump(exclude={"source"}))
+    found = bits_per_byte(view_of(model), tokenizer, documents, **run.eval.model_dump(exclude={"source"}))
     figures = {
         "model": run.model.source,
         "text": describe(run.eval.source),

@@ -34,7 +34,7 @@ def continue_prompts(run: GenerateRun) -> list[str]:
     """Each prompt with its continuation; asked as a user, the answer alone."""
     if run.placeholders and run.mode is None:
         raise UserError("generate: placeholders need a mode; write mode=direct_encode_no_force_eos")
-    model, tokenizer = load_pair(run.model, pick_device(run.device))
+    model, tokenizer = load_pair(run.model, pick_device(run.device), codes=True)
     options = run.model_dump(include={"max_new_tokens", "temperature", "top_p", "seed"})
     if run.mode is None:
         texts = generate(model, tokenizer, run.prompts, **options)

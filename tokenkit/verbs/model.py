@@ -6,8 +6,10 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from tokenkit.config import Config
+from tokenkit.config import Config, UserError
 from tokenkit.models.expand import load_expansion
+from tokenkit.models.factorised import Factorised
+from tokenkit.models.factorised_view import FACTORISED, TOKENIZER, attach_saved
 from tokenkit.models.load import BASE, EXPANSION, load_model
 from tokenkit.models.view import check_linear_head
 from tokenkit.tokenizers.base import Tokenizer
@@ -29,17 +31,29 @@ class ModelChoice(Config):
     """Run the model's own Python code. Only for a source that you trust."""
 
 
-def load_pair(choice: ModelChoice, device: str) -> tuple[PreTrainedModel, Tokenizer]:
-    """The model, in float32, and its tokenizer; UserError for a model that cannot be scored here."""
-    expansion = Path(choice.source) / EXPANSION
-    source = str(Path(choice.source) / BASE) if expansion.is_file() else choice.source
-    spec = choice.tokenizer or TokenizerSpec(name=source)
+def load_pair(choice: ModelChoice, device: str, *, codes: bool = False) -> tuple[PreTrainedModel, Tokenizer]:
+    """The model, in float32, and its tokenizer; UserError for a model that cannot be scored here.
+
+    `codes`: the caller can do with a model that has tables for the codes of an open tokenizer.
+    """
+    folder = Path(choice.source)
+    expansion, factorised = folder / EXPANSION, folder / FACTORISED
+    if factorised.is_file() and not codes:
+        raise UserError(
+            f"{choice.source}: its tokenizer has open codes, which eval and generate alone can read; take one of the "
+            "compact form"
+        )
+    source = str(folder / BASE) if expansion.is_file() or factorised.is_file() else choice.source
+    beside = str(folder / TOKENIZER) if factorised.is_file() else source
+    spec = choice.tokenizer or TokenizerSpec(name=beside)
     revision = choice.revision if spec.name == source else None  # another repository has other revisions
     tokenizer = load_tokenizer(spec, revision=revision)
     model = load_model(source, device=device, revision=choice.revision, trust_remote_code=choice.trust_remote_code)
     check_linear_head(model)
     if expansion.is_file():
         load_expansion(model, expansion)
+    if factorised.is_file():
+        attach_saved(model, Factorised.load(factorised))
     return model, tokenizer
 
 

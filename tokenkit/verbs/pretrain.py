@@ -9,12 +9,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tokenkit.config import Config, UserError, resolved
 from tokenkit.data.batch import Batches, DataConfig
-from tokenkit.data.example import cut
+from tokenkit.data.example import Window, cut
 from tokenkit.data.source import read_documents
 from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
-from tokenkit.export.huggingface import export_huggingface
+from tokenkit.export.expanded import export_model
+from tokenkit.models.factorised_view import attach_factorised
+from tokenkit.models.latents import resize_and_init
+from tokenkit.models.load import input_matrix
+from tokenkit.models.speller import Speller
 from tokenkit.models.view import ModelView
 from tokenkit.objective import LossesConfig, Objective
+from tokenkit.tokenizers.autoencoder.learned import LearnedTokenizer
 from tokenkit.tokenizers.base import Tokenizer, require_lossless
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.tokenizers.spec import TokenizerSpec
@@ -23,6 +28,7 @@ from tokenkit.train.folder import RunFolder, write_json
 from tokenkit.train.loop import train
 from tokenkit.train.schema import TrainConfig
 from tokenkit.train.tasks.distill import TextTask
+from tokenkit.train.tasks.joint import JointBatches, JointTask
 from tokenkit.verbs.device import pick_device
 
 
@@ -49,6 +55,19 @@ class TokenizerChoice(Config):
         return self
 
 
+class ReconstructionConfig(Config):
+    """Joint training: the strings of tokens are to be read off their embedding rows again.
+
+    What moves with the model is a linear map of rows to grid values and a copy of the auto-encoder's decoder; encoder,
+    quantiser and tokenizer stay as they are, and so do all ids.
+    """
+
+    weight: float = Field(0.1, ge=0)
+    """Of the reconstruction beside the language model's loss: how much rows are held to it; 0 is the plain run."""
+    num_tokens: int = Field(512, ge=1)
+    """Distinct tokens of a step that are read at most."""
+
+
 class PretrainRun(Config):
     """A run file of `tokenkit pretrain`."""
 
@@ -56,6 +75,10 @@ class PretrainRun(Config):
     tokenizer: TokenizerChoice
     model: dict[str, Any] | None = None
     """Fields of a transformers config, `model_type: llama` among them; without it only the tokenizer is learnt."""
+    embeddings: Literal["random", "digit_sum", "decoder"] = "random"
+    """How the rows of a learned tokenizer begin: as the model draws them, or made of the auto-encoder's latents."""
+    reconstruction: ReconstructionConfig | None = None
+    """With a learned tokenizer: its strings are learnt along."""
     export_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     data: DataConfig
     train: TrainConfig | None = None
@@ -82,14 +105,9 @@ def pretrain(run: PretrainRun, *, resume: bool = False, quiet: bool = False) -> 
         write_json(run.output / "results.json", results)
         return results
     model = _model(run.model, run.train, tokenizer)
-    task = TextTask(
-        Objective.of(LossesConfig.model_validate({"clm": {}})),
-        ModelView(model),
-        tokenizer,
-        precision=run.train.precision,
-    )
-    windows = cut(documents, run.data.window_bytes, run.data.learn_after)
-    batches = Batches(windows, tokenizer, None, batch_size=run.train.batch_size, seed=run.train.seed)
+    view = _embedded(run, model, tokenizer)
+    task, batches = _task(run, view, tokenizer, cut(documents, run.data.window_bytes, run.data.learn_after))
+    spelled = task.speller.exact(input_matrix(model)) if isinstance(task, JointTask) else None
     measure = _measure(run, task.student, tokenizer, held_out)
     progress = train(task, batches, run.train, folder, measure, label="pretrain", quiet=quiet)
     results = {
@@ -104,7 +122,10 @@ def pretrain(run: PretrainRun, *, resume: bool = False, quiet: bool = False) -> 
     target = run.output / "model"
     if not target.exists():
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[run.export_dtype]
-        export_huggingface(model, tokenizer, target, dtype=dtype)
+        export_model(model, tokenizer, target, dtype=dtype)
+    if isinstance(task, JointTask):
+        task.speller.save(run.output / "speller.safetensors")
+        results |= {"spelled_before": spelled, "spelled": task.speller.exact(input_matrix(model))}
     write_json(run.output / "results.json", results)
     return results
 
@@ -144,13 +165,46 @@ def _model(fields: dict[str, Any], config_train: TrainConfig, tokenizer: Tokeniz
     if "model_type" not in fields:
         raise UserError("model.model_type: missing; write model.model_type=llama")
     ids = {"bos_token_id": tokenizer.start_id(), "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    ids["vocab_size"] = _fixed(tokenizer).vocab_size
     try:
-        config = AutoConfig.for_model(fields.pop("model_type"), vocab_size=tokenizer.vocab_size, **ids, **fields)
+        config = AutoConfig.for_model(fields.pop("model_type"), **ids, **fields)
     except ValueError as error:
         raise UserError(f"model: {str(error).splitlines()[0]}") from None
     torch.manual_seed(config_train.seed)
     model = AutoModelForCausalLM.from_config(config)
     return model.float().to(pick_device(config_train.device))
+
+
+def _fixed(tokenizer: Tokenizer) -> Tokenizer:
+    """The part of a tokenizer whose ids have rows: all of it, or all but the codes."""
+    return tokenizer.fixed if isinstance(tokenizer, LearnedTokenizer) else tokenizer
+
+
+def _embedded(run: PretrainRun, model: PreTrainedModel, tokenizer: Tokenizer) -> ModelView:
+    method, seed = None if run.embeddings == "random" else run.embeddings, run.train.seed if run.train else 0
+    if not isinstance(tokenizer, LearnedTokenizer):
+        for key, value in (("embeddings", method), ("reconstruction", run.reconstruction)):
+            if value is not None:
+                raise UserError(f"{key}: needs a learned tokenizer, and {tokenizer.name} has no latents; leave it out")
+    elif tokenizer.codec.layout.num_codes:
+        return attach_factorised(model, tokenizer, method=method, seed=seed)
+    elif method is not None:
+        resize_and_init(model, tokenizer, method=method, seed=seed)
+    return ModelView(model)
+
+
+def _task(run: PretrainRun, view: ModelView, tokenizer: Tokenizer, windows: list[Window]) -> tuple[TextTask, Batches]:
+    assert run.train is not None
+    joint, sizes = run.reconstruction, {"batch_size": run.train.batch_size, "seed": run.train.seed}
+    precision, losses = run.train.precision, {"clm": {}}
+    if joint is None or joint.weight == 0 or not isinstance(tokenizer, LearnedTokenizer):
+        objective = Objective.of(LossesConfig.model_validate(losses))
+        task = TextTask(objective, view, _fixed(tokenizer), precision=precision)
+        return task, Batches(windows, tokenizer, None, **sizes)
+    speller = Speller(tokenizer.network(), tokenizer.codec, input_matrix(view.model))
+    objective = Objective.of(LossesConfig.model_validate({**losses, "reconstruction": {"weight": joint.weight}}))
+    task = JointTask(objective, view, _fixed(tokenizer), precision=precision, speller=speller)
+    return task, JointBatches(windows, tokenizer, None, **sizes, speller=speller, num_tokens=joint.num_tokens)
 
 
 def _measure(run: PretrainRun, view: ModelView, tokenizer: Tokenizer, held_out: list[str]) -> Any:

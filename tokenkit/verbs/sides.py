@@ -34,6 +34,7 @@ class Sides:
 def objective_of(losses: LossesSection, sides: Sides) -> Objective:
     """The objective of a `losses:` section; UserError where it does not fit the vocabularies or the models."""
     objective = Objective.of(losses)
+    objective.check_text()
     own, other = sides.student_tokenizer, sides.teacher_tokenizer
     objective.check_vocabularies(own.vocab_size, other.vocab_size, own.fingerprint == other.fingerprint)
     if isinstance(sides.teacher, ModelView):

@@ -12,7 +12,7 @@ from tokenkit.config import UserError
 from tokenkit.tokenizers.autoencoder.cache import DEFAULT_SIZE, ChunkTable, Spelling
 from tokenkit.tokenizers.autoencoder.chunkers import MAX_CHUNK, Chunker, cut, escaped, to_bytes, to_text
 from tokenkit.tokenizers.autoencoder.ids import IdLayout
-from tokenkit.tokenizers.autoencoder.pins import DEAREST, TOKEN_COST, PinTable, piece_ids, segment
+from tokenkit.tokenizers.autoencoder.pins import DEAREST, TOKEN_COST, PinTable
 from tokenkit.tokenizers.autoencoder.table import PinModel
 
 if TYPE_CHECKING:  # torch; a compact tokenizer does without
@@ -41,7 +41,6 @@ class Codec:
         num_codes = open_codes.num_codes if open_codes else 0
         self.layout = IdLayout(len(pins), num_codes, first_regular_id, names)
         self.pins, self.chunker, self.open_codes, self.max_chunk = pins, chunker, open_codes, max_chunk
-        self._ids = piece_ids(pins.pieces, self.layout.byte_base)
         self._model = PinModel(pins, self.layout.byte_base)
         self._bytes = [b""] * self.layout.byte_base + [bytes([b]) for b in range(256)] + list(pins.pieces)
         self._lengths = np.fromiter(map(len, self._bytes), np.int64, len(self._bytes))
@@ -88,29 +87,29 @@ class Codec:
 
     def spell(self, chunk: str) -> Spelling:
         """Ids of one chunk, computed anew: the fewest, then the likeliest."""
-        pieces = cut(to_bytes(chunk), self.max_chunk)
+        data = to_bytes(chunk)
+        if len(data) <= self.max_chunk:
+            return self.spell_piece(data)
+        pieces = cut(data, self.max_chunk)
         return tuple(chain.from_iterable(self.spell_piece(piece) for piece in pieces))
 
     def spell_piece(self, piece: bytes) -> Spelling:
         """Ids of at most `max_chunk` bytes that stand for themselves."""
-        whole = self._ids.get(piece)
-        if whole is not None:
-            return (whole,)
         plain = self._model.spell(piece)
         if self.open_codes is None or len(plain) < LEAST_GAIN:
             return plain
         spans = self._worthy_spans(piece)
-        self._check_spans([piece[a:b] for a, b in spans])
+        runs = self._check_spans([piece[a:b] for a, b in spans])
         edges = {}
         for a, b in spans:
-            spelled = self._spans.get(piece[a:b])
+            spelled = runs[piece[a:b]]
             if spelled is not None:
                 edges[a, b] = (len(spelled) * OPEN_COST, spelled)
-        return segment(piece, self.pins.costs, self._ids, self.pins.longest, edges) if edges else plain
+        return self._model.search(piece, edges) if edges else plain
 
     def compact_length(self, piece: bytes) -> int:
         """How many ids at most `max_chunk` bytes take without codes."""
-        return 1 if piece in self._ids else len(self._model.spell(piece))
+        return len(self._model.spell(piece))
 
     def _worthy_spans(self, piece: bytes) -> list[tuple[int, int]]:
         """Whole characters of a piece that a code run could spell with fewer ids than the table does."""
@@ -125,26 +124,28 @@ class Codec:
 
     def _prepare(self, chunks: Iterable[str]) -> None:
         """Asks the network, in one go, about every span of the chunks that are new."""
+        if len(self._spans) > self._most_kept * 16:
+            self._spans = {}
         new = [chunk for chunk in {*chunks} if not self._table.knows(chunk)]
         spans: set[bytes] = set()
         for chunk in new:
             for piece in cut(to_bytes(chunk), self.max_chunk):
-                if piece not in self._ids and self.compact_length(piece) >= LEAST_GAIN:
+                if self.compact_length(piece) >= LEAST_GAIN:
                     spans.update(piece[a:b] for a, b in self._worthy_spans(piece))
         self._check_spans(sorted(spans))
 
-    def _check_spans(self, strings: Sequence[bytes]) -> None:
+    def _check_spans(self, strings: Sequence[bytes]) -> dict[bytes, Spelling | None]:
+        """The run of codes of every string, or None; the network is asked about those that are new."""
         if self.open_codes is None:
-            return
-        new = [string for string in dict.fromkeys(strings) if string not in self._spans]
-        if not new:
-            return
-        if len(self._spans) + len(new) > self._most_kept * 16:
-            self._spans = {}
+            return {}
+        known = self._spans  # it only grows, so another thread that begins a new one takes nothing from us
+        found = {string: known[string] for string in strings if string in known}
+        new = [string for string in dict.fromkeys(strings) if string not in found]
         base, codes = self.layout.open_base, self.layout.num_codes
         for string, run in zip(new, self.open_codes.spell(new)):
             spelled = None if run is None else (*(base + code for code in run[:-1]), base + codes + run[-1])
-            self._spans[string] = spelled
+            found[string] = known[string] = spelled
+        return found
 
     def decode_bytes(self, ids: Sequence[int], *, strict: bool = False) -> bytes:
         """The bytes of ids; special tokens spell nothing. Any sequence of ids has bytes, an id out of range has none.
@@ -199,13 +200,12 @@ class Codec:
     def _read_runs(self, runs: list[Spelling]) -> list[bytes]:
         if self.open_codes is None:
             return []
-        new = [run for run in dict.fromkeys(runs) if run not in self._runs]
-        read = dict(zip(new, self.open_codes.read(new))) if new else {}
-        found = [read[run] if run in read else self._runs[run] for run in runs]
-        if len(self._runs) + len(new) > self._most_kept * 16:
+        if len(self._runs) > self._most_kept * 16:
             self._runs = {}
-        self._runs.update(read)
-        return found
+        known = self._runs
+        new = [run for run in dict.fromkeys(runs) if run not in known]
+        known.update(zip(new, self.open_codes.read(new)))
+        return [known[run] for run in runs]
 
     def lengths(self, ids: Sequence[int]) -> Int64[ndarray, "T"]:
         """How many bytes each id adds to the text."""

@@ -1,17 +1,22 @@
 """A learned tokenizer as the rest of the package knows tokenizers: ids with byte spans."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from tokenkit.config import UserError
 from tokenkit.tokenizers.autoencoder.codec import Codec
-from tokenkit.tokenizers.autoencoder.package import Package, fingerprint_of
+from tokenkit.tokenizers.autoencoder.package import WEIGHTS, Package, fingerprint_of, load_network
 from tokenkit.tokenizers.base import TEXT_SEGMENT, Encoding, framed, utf8
-from tokenkit.tokenizers.hf import HFTokenizer
+from tokenkit.tokenizers.hf import HFTokenizer, TokenizerFiles
 from tokenkit.tokenizers.pieces import Definition
+from tokenkit.tokenizers.whole_file import write_whole
+
+if TYPE_CHECKING:
+    from tokenkit.tokenizers.autoencoder.network import AutoEncoder
 
 
 class LearnedTokenizer:
@@ -22,39 +27,47 @@ class LearnedTokenizer:
         self.name, self._folder = name, folder
         self._package = Package.load(folder)
         self.codec: Codec = self._package.codec()
-        self._twin = HFTokenizer(definition, config, name)
+        self._files = TokenizerFiles(definition, config, name)
         self._fingerprint = fingerprint_of(folder)
-        self.config, self.added_tokens = self._twin.config, self._twin.added_tokens
-        self.bos_id, self.eos_id, self.pad_id = self._twin.bos_id, self._twin.eos_id, self._twin.pad_id
-        self.special_ids, self.special_tokens = self._twin.special_ids, self._twin.special_tokens
-        layout = self.codec.layout
-        if layout.num_codes and self._twin.vocab_size > layout.open_base:
+        files, layout = self._files, self.codec.layout
+        self.config, self.added_tokens = files.config, files.added_tokens
+        self.bos_id, self.eos_id, self.pad_id = files.bos_id, files.eos_id, files.pad_id
+        self.special_ids, self.special_tokens = files.special_ids, files.special_tokens
+        if layout.num_codes and files.num_ids > layout.open_base:
             raise UserError(f"{name}: tokens cannot be added behind open codes; use the compact form of the tokenizer")
-        self.vocab_size = max(layout.vocab_size, self._twin.vocab_size)
-        self.token_bytes: Any = self._twin.token_bytes
-        if layout.num_codes:
-            self.token_bytes = OpenTokenBytes(self._twin.token_bytes, self.vocab_size)
+        self.vocab_size = max(layout.vocab_size, files.num_ids)
+        fixed = self.codec.fixed_bytes + [b""] * (files.num_ids - layout.open_base)
+        self.token_bytes: Any = OpenTokenBytes(fixed, self.vocab_size) if layout.num_codes else fixed
         self.changes: tuple[str, ...] = ()
         self.lossless = True
 
     @property
     def definition(self) -> Definition:
         """The tokenizer.json of pins and bytes, parsed."""
-        return self._twin.definition
+        return self._files.definition
 
     @property
     def chat_template(self) -> str | None:
         """The Jinja template saved with the tokenizer."""
-        return self._twin.chat_template
+        return self._files.chat_template
 
     @property
     def fingerprint(self) -> str:
         """sha256 over pins, settings and network, and over the special tokens."""
-        return self._fingerprint if self.codec.layout.num_codes else self._twin.fingerprint
+        return self._fingerprint if self.codec.layout.num_codes else self._files.fingerprint
+
+    @functools.cached_property
+    def fixed(self) -> HFTokenizer:
+        """Its pins and bytes alone, as a standard tokenizer."""
+        return HFTokenizer(self._files.definition, self._files.config, self.name)
+
+    def network(self) -> "AutoEncoder":
+        """The auto-encoder that the tokenizer was made with, read anew; UserError where the package has none."""
+        return load_network(self._folder, self._package.config)
 
     def start_id(self) -> int:
         """The id that begins every document: bos, else eos."""
-        return self._twin.start_id()
+        return self._files.start_id()
 
     def encode(self, text: str, *, special: bool = False) -> Encoding:
         """Ids and byte spans; with `special`, begun by bos."""
@@ -74,7 +87,10 @@ class LearnedTokenizer:
 
     def save(self, folder: Path) -> None:
         """Writes the package, and what `AutoTokenizer.from_pretrained(folder)` loads: pins and bytes."""
-        self._twin.save(folder)
+        self._files.save(folder)
+        weights = self._folder / WEIGHTS
+        if self._package.network is None and weights.is_file():  # a compact tokenizer has not read them
+            write_whole(Path(folder) / WEIGHTS, weights.read_bytes())
         self._package.save(Path(folder))
 
     def _spanned(self, ids: list[int]) -> Encoding:

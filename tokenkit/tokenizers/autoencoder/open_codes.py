@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tokenkit.tokenizers.autoencoder.network import AutoEncoder, chunks_of, decoded_right, scored_positions, symbols_of
@@ -103,11 +103,10 @@ class OpenCodes:
                 right = self._agrees(digits[left], symbols[left], groups)
                 kept[left[right]] = groups
         kept[~firm] = 0
-        if self.repair:
-            for row in (kept == 0).nonzero().squeeze(1).tolist():
-                fixed = self._repaired(symbols[row], digits[row], margins[row], neighbours[row])
-                if fixed is not None:
-                    digits[row], kept[row] = fixed, self.groups
+        if self.repair and not kept.all():
+            for rows in (kept == 0).nonzero().squeeze(1).split(BATCH // 2**NEAREST_DIGITS):
+                fixed, right = self._repaired(symbols[rows], digits[rows], margins[rows], neighbours[rows])
+                digits[rows[right]], kept[rows[right]] = fixed[right], self.groups
         codes = self.network.quantizer.code_to_token_id(digits)
         return [tuple(row[:n]) if n else None for row, n in zip(codes.tolist(), kept.tolist())]
 
@@ -116,16 +115,25 @@ class OpenCodes:
         logits = self.network.logits(self.network.quantizer.dequantize(digits), kept)
         return decoded_right(logits, symbols, self.decoder_margin)
 
-    def _repaired(self, symbols: Tensor, digits: Tensor, margins: Tensor, neighbours: Tensor) -> Tensor | None:
-        """Digits near the encoder's that decode to the string: the fewest and nearest flips of the nearest digits."""
-        nearest = margins.flatten().argsort()[:NEAREST_DIGITS]
-        subsets = [s for size in range(1, len(nearest) + 1) for s in itertools.combinations(nearest.tolist(), size)]
-        tried = digits.flatten().repeat(len(subsets), 1)
+    def _repaired(
+        self,
+        symbols: Int[Tensor, "B T"],
+        digits: Int[Tensor, "B G d"],
+        margins: Float[Tensor, "B G d"],
+        neighbours: Int[Tensor, "B G d"],
+    ) -> tuple[Int[Tensor, "B G d"], Bool[Tensor, "B"]]:
+        """Digits near the encoder's, and whether they decode to the string: the fewest flips of the nearest digits."""
+        flat, near = digits.flatten(1), margins.flatten(1).argsort(1)[:, :NEAREST_DIGITS]
+        places = range(near.shape[1])
+        subsets = [s for size in range(1, len(places) + 1) for s in itertools.combinations(places, size)]
+        tried = flat.unsqueeze(1).repeat(1, len(subsets), 1)
+        flipped = neighbours.flatten(1).gather(1, near)
         for number, subset in enumerate(subsets):
-            tried[number, list(subset)] = neighbours.flatten()[list(subset)]
-        tried = tried.view(-1, *digits.shape)
-        right = self._agrees(tried, symbols.expand(len(tried), -1), self.groups)
-        return tried[int(right.nonzero()[0])] if right.any() else None
+            tried[:, number].scatter_(1, near[:, list(subset)], flipped[:, list(subset)])
+        asked = symbols.repeat_interleave(len(subsets), 0)
+        right = self._agrees(tried.view(-1, *digits.shape[1:]), asked, self.groups).view(len(digits), -1)
+        first = right.int().argmax(1)
+        return tried[torch.arange(len(digits)), first].view_as(digits), right.any(1)
 
     def _read(self, runs: Sequence[tuple[int, ...]]) -> list[bytes]:
         kept = torch.tensor([len(run) for run in runs])

@@ -4,7 +4,7 @@ import hashlib
 import math
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -101,41 +101,6 @@ def _parse(body: bytes) -> PinTable:
     return PinTable(tuple(pieces), tuple(counts), byte_counts, tuple(digits) if width else ())
 
 
-Edges = Mapping[tuple[int, int], tuple[int, tuple[int, ...]]]  # (start, end) → cost and ids of another spelling
-
-
-def segment(
-    chunk: bytes, costs: Mapping[bytes, int], ids: Mapping[bytes, int], longest: int, edges: Edges | None = None
-) -> tuple[int, ...]:
-    """The cheapest ids that spell a chunk; of equally cheap ones, that with the longest last piece.
-
-    The tie is broken as the Unigram model of the `tokenizers` library breaks it, so that both give the same ids.
-    """
-    size = len(chunk)
-    best = [0, *[1 << 60] * size]
-    came: list[tuple[int, tuple[int, ...]]] = [(0, ())] * (size + 1)
-    for start in range(size):
-        reached = best[start]
-        for end in range(start + 1, min(size, start + longest) + 1):
-            piece = chunk[start:end]
-            cost = costs.get(piece)
-            if cost is not None and reached + cost < best[end]:
-                best[end] = reached + cost
-                came[end] = (start, (ids[piece],))
-        if edges:
-            for end in range(start + 1, size + 1):
-                edge = edges.get((start, end))
-                if edge is not None and reached + edge[0] < best[end]:
-                    best[end] = reached + edge[0]
-                    came[end] = (start, edge[1])
-    found: list[int] = []
-    place = size
-    while place:
-        place, spelled = came[place]
-        found[:0] = spelled
-    return tuple(found)
-
-
 def spelling_length(chunk: bytes, costs: Mapping[bytes, int], longest: int, without: bytes | None = None) -> int:
     """Fewest pieces that spell a chunk, of a table that may lack one piece."""
     size = len(chunk)
@@ -147,8 +112,3 @@ def spelling_length(chunk: bytes, costs: Mapping[bytes, int], longest: int, with
                 if piece in costs and piece != without:
                     best[end] = best[start] + 1
     return best[-1]
-
-
-def piece_ids(pieces: Sequence[bytes], byte_base: int) -> dict[bytes, int]:
-    """Ids of the bytes and of the pieces behind them."""
-    return {bytes([b]): byte_base + b for b in range(256)} | {p: byte_base + 256 + i for i, p in enumerate(pieces)}

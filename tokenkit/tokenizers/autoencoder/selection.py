@@ -74,7 +74,7 @@ def _byte_uses(kept: list[tuple[bytes, int]], chunks: list[tuple[bytes, int]]) -
     return tuple(_count([piece for piece, _ in kept], chunks)[:256].tolist())
 
 
-def _count(pieces: list[bytes], chunks: list[tuple[bytes, int]]) -> Int64[ndarray, "P+256"]:
+def _count(pieces: list[bytes], chunks: list[tuple[bytes, int]]) -> Int64[ndarray, "N"]:
     """Uses of the 256 bytes and of the pieces, by the library's own search for the best spelling."""
     vocabulary = [(character, -1.0) for character in byte_alphabet()] + [(written(piece), -1.0) for piece in pieces]
     backend = tokenizers.Tokenizer(models.Unigram(vocabulary))

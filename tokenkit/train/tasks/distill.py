@@ -18,6 +18,7 @@ from tokenkit.models.view import ModelView
 from tokenkit.objective import Objective
 from tokenkit.quantities import SIDES
 from tokenkit.tokenizers.base import Tokenizer
+from tokenkit.train.balance import last_layer
 
 DUAL = {"dual_student_logits", "dual_teacher_logits"}
 TOP = "teacher_top_ids"
@@ -53,9 +54,23 @@ class TextTask:
         own = {name: p for name, p in self.student.model.named_parameters() if p.requires_grad}
         return {**own, **self.projectors.named()}
 
+    def last_layer(self) -> list[nn.Parameter]:
+        """What is trained in the last of the student's layers."""
+        return last_layer(self.student.model)
+
     def train_mode(self, on: bool) -> None:
         """Dropout on or off in the student; a teacher that shares its body runs without in any case."""
         self.student.model.train(on)
+
+    def stepped(self, step: int, steps: int) -> None:
+        """Nothing follows a step."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing but what is trained."""
+        return {}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Nothing to put back."""
 
     def teacher_tensors(self, batch: Batch) -> dict[str, Tensor]:
         """What the losses ask of the teacher, without gradients."""

@@ -1,0 +1,48 @@
+"""What the commands of the command line share: their words and options, and how they print."""
+
+from typing import Annotated, Any
+
+import typer
+
+from tokenkit.config import Config, dump_yaml, resolved
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="RUN.YAML KEY=VALUE ...", help="A run file, then overrides; either may be left out.", show_default=False
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved run and leave.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that the output folder holds.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+
+
+def shown(run: Config, dry_run: bool) -> bool:
+    """Whether the run was only to be shown, as it now is."""
+    if dry_run:
+        typer.echo(dump_yaml(resolved(run)), nl=False)
+    return dry_run
+
+
+def echo(text: str) -> None:
+    """Prints a line."""
+    typer.echo(text)
+
+
+def print_values(values: dict[str, Any]) -> None:
+    """Prints plain values as YAML."""
+    typer.echo(dump_yaml(values), nl=False)
+
+
+def print_json(values: Any) -> None:
+    """Prints plain values as JSON."""
+    import json
+
+    typer.echo(json.dumps(values, ensure_ascii=False, indent=None if isinstance(values, list) else 1))
+
+
+def print_rich(shown: Any) -> None:
+    """Prints a table or a text with styles."""
+    from rich.console import Console
+
+    Console().print(shown)

@@ -1,0 +1,1 @@
+"""The verbs of `tokenkit tokenizer`, one file each."""
