@@ -44,8 +44,8 @@ from tokenkit.train.loop import train
 from tokenkit.train.schema import TrainConfig
 from tokenkit.train.tasks.distill import TextTask
 
-WINDOW, BATCH = 512, 16
-PARAMETERS = 2_000_000
+WINDOW, BATCH = 256, 16
+PARAMETERS = 1_200_000
 NOISE = (0.01, 0.05)
 TEST_BYTES = 100_000
 
@@ -135,7 +135,7 @@ class Restorer:
 
 def size_of(vocabulary: int) -> LlamaConfig:
     """A Llama with about PARAMETERS weights, whatever the vocabulary takes: the rest goes to the inner width."""
-    width, layers = (192, 4) if vocabulary > 1000 else (224, 4)
+    width, layers = (128, 4) if vocabulary > 1000 else (160, 4)
     other = vocabulary * width + layers * (4 * width * width + 2 * width) + width
     inner = max(32, round((PARAMETERS - other) / (layers * 3 * width)))
     return LlamaConfig(

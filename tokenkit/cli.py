@@ -208,7 +208,7 @@ def report(words: Words = None, dry_run: DryRun = False) -> None:
 
 @app.command()
 def schema(
-    verb: Annotated[str, typer.Argument(help="The verb whose run file is described.")],
+    verb: Annotated[list[str], typer.Argument(metavar="VERB", help="The verb whose run file is described.")],
     plugin: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="A file of own losses, to be described too; it is run.")
     ] = None,
@@ -218,7 +218,7 @@ def schema(
 
     from tokenkit.verbs import run_schema
 
-    described = run_schema(verb).grown({"plugins": plugin or []})
+    described = run_schema(" ".join(verb)).grown({"plugins": plugin or []})
     typer.echo(json.dumps(described.model_json_schema(), indent=2))
 
 

@@ -58,17 +58,31 @@ def examine(
     """Reconstruct the standard examples, by the network alone and by the whole; in phase final, the gates."""
     from tokenkit.config import UserError
     from tokenkit.verbs.positional import load_positional
-    from tokenkit.verbs.tokenizer.gates import failed_gates
-    from tokenkit.verbs.tokenizer.test import TokenizerTestRun, result_lines, run_tokenizer_test
+    from tokenkit.verbs.tokenizer.test import TokenizerTestRun, failures, result_lines, run_tokenizer_test
 
     options = {"phase": phase, "model": model, "output": output, "corpus": _source(corpus)}
     run = load_positional(TokenizerTestRun, (), words or [], options | {"comprehensive": comprehensive or None})
     if not shown(run, dry_run):
         results = run_tokenizer_test(run, lambda line: typer.echo(line, err=True))
         echo("\n".join(result_lines(results)))
-        failed = failed_gates(results.gates)
+        failed = failures(results)
         if failed:
             raise UserError("; ".join(failed))
+
+
+@app.command()
+def gates(words: Words = None, model: Model = None, corpus: Corpus = None, dry_run: DryRun = False) -> None:
+    """Decide the four go/no-go gates: PASS or FAIL with figures; exit code 2 where one fails."""
+    from tokenkit.config import UserError
+    from tokenkit.verbs.positional import load_positional
+    from tokenkit.verbs.tokenizer.gates import TokenizerGatesRun, failed_gates, gate_lines, tokenizer_gates
+
+    run = load_positional(TokenizerGatesRun, (), words or [], {"model": model, "corpus": _source(corpus)})
+    if not shown(run, dry_run):
+        found = tokenizer_gates(run, lambda line: typer.echo(line, err=True))
+        echo("\n".join(gate_lines(found)))
+        if failed_gates(found):
+            raise UserError("; ".join(failed_gates(found)))
 
 
 @app.command()
@@ -127,6 +141,7 @@ def manage_checkpoints(
     ] = None,
     output: Output = None,
     keep: Annotated[int | None, typer.Option("--keep", metavar="N", help="Step files that `clean` leaves.")] = None,
+    pins: Annotated[str | None, typer.Option("--pins", metavar="FOLDER", help="Take its pins.")] = None,
 ) -> None:
     """List checkpoints, compare two, keep the best, drop old ones."""
     from tokenkit.config import UserError, build
@@ -136,7 +151,7 @@ def manage_checkpoints(
     action, *paths = words or [""]
     if not paths:
         raise UserError("manage-checkpoints: write an action and a folder, such as list checkpoints/")
-    values = {"action": action, "output": output, **({} if keep is None else {"keep": keep})}
+    values = {"action": action, "output": output, "pins": pins, **({} if keep is None else {"keep": keep})}
     values |= {"checkpoints": paths} if action == "compare" else {"folder": paths[0]}
     found = manage(build(TokenizerCheckpointsRun, values))
     if "checkpoints" in found:

@@ -12,15 +12,7 @@ from torch import Tensor
 
 from tokenkit.config import Config, UserError
 from tokenkit.losses import LOSSES, Loss, Units
-from tokenkit.quantities import (
-    AUTOENCODER_LEAVES,
-    BY_TASK,
-    MODEL_LEAVES,
-    PAIR_LEAVES,
-    SHARED_LEAVES,
-    SIDES,
-    with_inputs,
-)
+from tokenkit.quantities import BY_TASK, MODEL_LEAVES, PAIR_LEAVES, SHARED_LEAVES, with_inputs
 from tokenkit.schedule import Schedule
 
 
@@ -176,7 +168,8 @@ class Objective:
         """UserError where a loss wants one vocabulary and there are two."""
         for term in self.terms:
             if term.loss.one_vocabulary and not same_tokenizer:
-                others = [name for name, entry in LOSSES.items() if not entry.one_vocabulary and name != "clm"]
+                usable = {name: entry for name, entry in LOSSES.items() if name != "clm" and not entry.of_byte_strings}
+                others = [name for name, entry in usable.items() if not entry.one_vocabulary]
                 raise UserError(
                     f"losses.{term.loss.name}: needs one vocabulary, but the student's ({student_size:,} ids) and the "
                     f"teacher's ({teacher_size:,} ids) are two; use a loss that works across tokenizers: "
@@ -185,12 +178,11 @@ class Objective:
 
     def check_text(self) -> None:
         """UserError where a loss asks for what only an auto-encoder of byte strings says."""
-        foreign = {f"{side}_{name}" for side in SIDES for name in AUTOENCODER_LEAVES}
         for term in self.terms:
-            for name in sorted(term.names & foreign):
+            if term.loss.of_byte_strings:
                 raise UserError(
-                    f"losses.{term.loss.name}: needs {name}, which an auto-encoder has and a language model has not; "
-                    "it is for `tokenkit tokenizer pretrain`"
+                    f"losses.{term.loss.name}: needs {term.tensors[0]}, which an auto-encoder has and a language model "
+                    "has not; it is for `tokenkit tokenizer pretrain`"
                 )
 
     def step_means(

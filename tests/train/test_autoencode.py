@@ -243,7 +243,7 @@ def test_a_run_is_the_recipe_unless_it_says_otherwise(run_file):
     assert (optimizer.learning_rate, optimizer.betas, optimizer.weight_decay) == (0.01, (0.9, 0.98), 0.01)
     assert (optimizer.warmup_steps, optimizer.lr_min_ratio, optimizer.schedule) == (100, 0.02, "cosine")
     assert run.train.keep_checkpoints == 5
-    assert Objective.of(run.losses).weights() == {"reconstruction": 1.0, "saturation": 1e-4, "crowded_levels": 0.1}
+    assert Objective.of(run.losses).weights() == {"reconstruction": 1.0, "saturation": 1e-4, "crowded_levels": 0.3}
     small = build(TokenizerPretrainRun, {"output": "x", "data": {"source": {"stdlib": "train"}}, "train": {"steps": 1}})
     assert small.network.plain() == NetworkConfig()
     nano = {

@@ -152,17 +152,17 @@ def test_a_foreign_output_folder_is_left_alone(tokenkit, distil, tmp_path):
 @pytest.mark.parametrize("path", RUN_FILES, ids=lambda p: p.relative_to(ROOT / "runs").as_posix())
 def test_every_run_file_loads_and_begins_with_its_command(path):
     first = path.read_text("utf-8").splitlines()[0]
-    verb = re.fullmatch(rf"# tokenkit ([\w-]+) {re.escape(path.relative_to(ROOT).as_posix())}.*", first)
+    verb = re.fullmatch(rf"# tokenkit ([\w -]+) {re.escape(path.relative_to(ROOT).as_posix())}.*", first)
     assert verb, first
     load(run_schema(verb[1]), [str(path)])
 
 
 @pytest.mark.parametrize("verb", RUNS)
 def test_every_verb_has_a_schema_and_help(tokenkit, verb):
-    code, out, _ = tokenkit("schema", verb)
+    code, out, _ = tokenkit("schema", *verb.split())
     assert code == 0
     assert json.loads(out)["additionalProperties"] is False
-    code, out, _ = tokenkit(verb, "--help")
+    code, out, _ = tokenkit(*verb.split(), "--help")
     assert code == 0
     assert "Usage: tokenkit" in out
 

@@ -57,7 +57,7 @@ def try_strings(tokenizer: AutoEncoderTokenizer, name: str, strings: Iterable[by
 def _there_and_back(tokenizer: AutoEncoderTokenizer, batch: Sequence[bytes | str]) -> Iterator[bytes | str]:
     """The bytes of each string after encoding and decoding, or what went wrong on the way."""
     codec, first_regular = tokenizer.codec, tokenizer.codec.layout.byte_base
-    if codec.open_codes:  # one question to the network instead of one for each string
+    if codec.open_codes and len(batch) > 1:  # one question to the network instead of one for each string
         split = [codec.chunker.split(to_text(s)) if isinstance(s, bytes) else codec.split(s) for s in batch]
         codec.decode_bytes(codec.encode_chunks([chunk for chunks in split for chunk in chunks]))
     for string in batch:

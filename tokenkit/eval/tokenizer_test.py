@@ -22,13 +22,13 @@ from tokenkit.eval.tokenizer_results import (
     SuiteResults,
     SystemFigures,
 )
-from tokenkit.tokenizers.autoencoder.bundle import read_network, read_state
-from tokenkit.tokenizers.autoencoder.chunkers import DEFAULT, cut, escaped, to_bytes
+from tokenkit.tokenizers.autoencoder.bundle import read_state
+from tokenkit.tokenizers.autoencoder.chunkers import cut, escaped, to_bytes
 from tokenkit.tokenizers.autoencoder.config import TokenizerConfig, load_config
 from tokenkit.tokenizers.autoencoder.metrics import Closeness
 from tokenkit.tokenizers.autoencoder.network import symbols_of
 from tokenkit.tokenizers.autoencoder.package import WEIGHTS, Kind, Package, fingerprint_of, is_package, read_config
-from tokenkit.tokenizers.autoencoder.tokenizer import AutoEncoderTokenizer, package_of
+from tokenkit.tokenizers.autoencoder.tokenizer import AutoEncoderTokenizer, checkpoint_package
 from tokenkit.version import __version__
 
 EXAMPLES = (
@@ -87,11 +87,10 @@ def _open_package(folder: Path, kind: Kind | None) -> Subject:
 
 
 def _open_checkpoint(path: Path, kind: Kind | None) -> Subject:
-    network, state = read_network(path), read_state(path)
-    package = package_of(network, chunker=state.get("chunker", DEFAULT))
+    package, state = checkpoint_package(path), read_state(path)
     with path.open("rb") as file:
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
-    hashed = state.get("config_hash") or digest(resolved(network.config))
+    hashed = state.get("config_hash") or digest(package.config.network)
     return Subject(AutoEncoderTokenizer(package=package, kind=kind), str(path), hashed, fingerprint, state["step"])
 
 

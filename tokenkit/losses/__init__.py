@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenkit.config import UserError
-from tokenkit.quantities import STEP_MEAN
+from tokenkit.quantities import AUTOENCODER_LEAVES, STEP_MEAN
 
 Per = Literal["token", "chunk"]
 UNITS_PER: dict[Per, str] = {"token": "student_label_mask", "chunk": "chunk_mask"}
@@ -94,6 +94,11 @@ class Loss:
         pairs = [[f"{side}_{name}" for side in ("student", "teacher")] for name in ("logits", "top_logp")]
         axes = [[annotations[n].dim_str.split()[-1] for n in pair if n in annotations] for pair in pairs]
         return any(len(found) == 2 and found[0] == found[1] for found in axes)
+
+    @property
+    def of_byte_strings(self) -> bool:
+        """Whether it asks for what an auto-encoder of byte strings says, which no language model does."""
+        return any(name.partition("_")[2] in AUTOENCODER_LEAVES for name in self.tensors)
 
     @property
     def paper(self) -> str:

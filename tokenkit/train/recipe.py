@@ -7,7 +7,7 @@ from tokenkit.tokenizers.autoencoder.config import TrainingSection
 from tokenkit.train.schema import BestConfig, EarlyStoppingConfig, LoopConfig, OptimizerConfig
 
 LOSSES: LossesSection = LossesConfig.model_validate(
-    {"reconstruction": {}, "saturation": {"weight": 1e-4}, "crowded_levels": {"weight": 0.1}}
+    {"reconstruction": {}, "saturation": {"weight": 1e-4}, "crowded_levels": {"weight": 0.3}}
 )
 ACCURACY = "learned_byte_accuracy"
 

@@ -21,6 +21,7 @@ RUNS = {
     "tokenizer prepare": "tokenizer.prepare.TokenizerPrepareRun",
     "tokenizer pretrain": "tokenizer.pretrain.TokenizerPretrainRun",
     "tokenizer test": "tokenizer.test.TokenizerTestRun",
+    "tokenizer gates": "tokenizer.gates.TokenizerGatesRun",
     "tokenizer compare": "tokenizer.compare.TokenizerCompareRun",
     "tokenizer analyze": "tokenizer.analyze.TokenizerAnalyzeRun",
     "tokenizer prune": "tokenizer.prune.TokenizerPruneRun",

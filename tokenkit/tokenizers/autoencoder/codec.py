@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -49,6 +49,10 @@ class Codec:
         self._runs: dict[Spelling, bytes] = {}
         self._most_kept = max(cache_size, 1)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy in another process begins with empty caches."""
+        return self.__dict__ | {"_spans": {}, "_runs": {}}
+
     @property
     def cache(self) -> ChunkTable:
         """Chunks that need not be spelled again."""
@@ -91,7 +95,8 @@ class Codec:
         if len(data) <= self.max_chunk:
             return self.spell_piece(data)
         pieces = cut(data, self.max_chunk)
-        return tuple(chain.from_iterable(self.spell_piece(piece) for piece in pieces))
+        spelled = {piece: self.spell_piece(piece) for piece in {*pieces}}  # a long chunk is one piece again and again
+        return tuple(chain.from_iterable(map(spelled.__getitem__, pieces)))
 
     def spell_piece(self, piece: bytes) -> Spelling:
         """Ids of at most `max_chunk` bytes that stand for themselves."""
@@ -127,11 +132,11 @@ class Codec:
         if len(self._spans) > self._most_kept * 16:
             self._spans = {}
         new = [chunk for chunk in {*chunks} if not self._table.knows(chunk)]
+        pieces = {piece for chunk in new for piece in cut(to_bytes(chunk), self.max_chunk)}
         spans: set[bytes] = set()
-        for chunk in new:
-            for piece in cut(to_bytes(chunk), self.max_chunk):
-                if self.compact_length(piece) >= LEAST_GAIN:
-                    spans.update(piece[a:b] for a, b in self._worthy_spans(piece))
+        for piece in pieces:
+            if self.compact_length(piece) >= LEAST_GAIN:
+                spans.update(piece[a:b] for a, b in self._worthy_spans(piece))
         self._check_spans(sorted(spans))
 
     def _check_spans(self, strings: Sequence[bytes]) -> dict[bytes, Spelling | None]:

@@ -1,9 +1,10 @@
 """A learned tokenizer as the rest of the package knows tokenizers: ids with byte spans."""
 
 import functools
+import operator
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 
@@ -24,7 +25,7 @@ class LearnedTokenizer:
 
     def __init__(self, folder: Path, definition: Definition, config: dict[str, Any] | None, name: str) -> None:
         """`definition` is the tokenizer.json of the folder, maybe with more special tokens behind its last id."""
-        self.name, self._folder = name, folder
+        self.name, self._folder, self._given = name, folder, config
         self._package = Package.load(folder)
         self.codec: Codec = self._package.codec()
         self._files = TokenizerFiles(definition, config, name)
@@ -65,6 +66,10 @@ class LearnedTokenizer:
         """The auto-encoder that the tokenizer was made with, read anew; UserError where the package has none."""
         return load_network(self._folder, self._package.config)
 
+    def __reduce__(self) -> Any:
+        """A copy in another process reads the folder again, and complains if that was changed meanwhile."""
+        return (_reloaded, (self._folder, self.definition, self._given, self.name, self._fingerprint))
+
     def start_id(self) -> int:
         """The id that begins every document: bos, else eos."""
         return self._files.start_id()
@@ -100,6 +105,14 @@ class LearnedTokenizer:
         return Encoding(np.asarray(ids, np.int32), starts, ends, np.zeros(len(ids), np.bool_), segment)
 
 
+def _reloaded(folder: Path, *arguments: Any) -> LearnedTokenizer:
+    *others, fingerprint = arguments
+    tokenizer = LearnedTokenizer(folder, *others)
+    if tokenizer._fingerprint != fingerprint:
+        raise UserError(f"{folder}: another tokenizer than the one that was sent to this process")
+    return tokenizer
+
+
 class OpenTokenBytes(Sequence[bytes]):
     """The bytes of every id, of which millions are codes that spell nothing alone."""
 
@@ -110,13 +123,14 @@ class OpenTokenBytes(Sequence[bytes]):
         return self._size
 
     @overload
-    def __getitem__(self, index: int) -> bytes: ...
+    def __getitem__(self, index: SupportsIndex) -> bytes: ...
     @overload
     def __getitem__(self, index: slice) -> list[bytes]: ...
-    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
+    def __getitem__(self, index: SupportsIndex | slice) -> bytes | list[bytes]:
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(self._size))]
-        place = index + self._size if index < 0 else index
+        place = operator.index(index)
+        place += self._size if place < 0 else 0
         if not 0 <= place < self._size:
             raise IndexError(index)
         return self._fixed[place] if place < len(self._fixed) else b""

@@ -36,6 +36,14 @@ class OpenCodes:
         self.decoder_margin, self.encoder_margin, self.repair = decoder_margin, encoder_margin, repair
         self._gate = threading.Semaphore()  # threads take turns: the library has threads of its own
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the turns that threads take."""
+        return {name: value for name, value in self.__dict__.items() if name != "_gate"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._gate = threading.Semaphore()
+
     @property
     def num_codes(self) -> int:
         """Codes of one group."""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from tokenkit.config import Config, UserError, build
 from tokenkit.tokenizers.autoencoder.cache import DEFAULT_SIZE, Spelling
@@ -92,9 +93,11 @@ class Package:
         self.pins.save(folder / PINS)
         if self.network is not None:
             _save_weights(self.network, folder / WEIGHTS)
-        if self.warm:
-            _save_warm(self.warm, folder / WARM)
         fingerprint = fingerprint_of(folder)
+        if self.warm:
+            _save_warm(self.warm, folder / WARM, fingerprint)
+        else:
+            (folder / WARM).unlink(missing_ok=True)  # of what was saved here before
         _write(folder / FINGERPRINT, f"{fingerprint}\n".encode())
         return fingerprint
 
@@ -111,8 +114,9 @@ class Package:
         if config.arithmetic != ARITHMETIC:
             raise UserError(f"{folder}: made for arithmetic {config.arithmetic}, and this version has {ARITHMETIC}")
         network = load_network(folder, config) if (kind or config.kind) == "open" else None
-        warm = _load_warm(folder / WARM) if (folder / WARM).is_file() else {}
-        return cls(config, PinTable.load(folder / PINS), network, warm)
+        pins = PinTable.load(folder / PINS)
+        warm = _load_warm(folder / WARM, config, pins, sealed) if (folder / WARM).is_file() else {}
+        return cls(config, pins, network, warm)
 
 
 def is_package(folder: Path) -> bool:
@@ -122,20 +126,23 @@ def is_package(folder: Path) -> bool:
 
 def read_config(folder: Path) -> PackageConfig:
     """The settings of a package; UserError for a folder without one."""
-    try:
-        values = json.loads(_read(folder / CONFIG))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{folder / CONFIG}: not JSON: {error.msg}") from None
+    values = _read_json(folder)
     if not isinstance(values, dict):
         raise UserError(f"{folder / CONFIG}: holds a {type(values).__name__}; write one JSON object")
     return build(PackageConfig, values)
 
 
+def _read_json(folder: Path) -> Any:
+    try:
+        return json.loads(_read(folder / CONFIG))
+    except ValueError as error:
+        raise UserError(f"{folder / CONFIG}: not JSON ({error}); save the tokenizer again") from None
+
+
 def fingerprint_of(folder: Path) -> str:
     """sha256 over everything that decides ids: settings, pins and, where there is one, the network."""
     digest = hashlib.sha256()
-    config = json.loads(_read(folder / CONFIG))
-    digest.update(json.dumps(config, sort_keys=True, separators=(",", ":")).encode())
+    digest.update(json.dumps(_read_json(folder), sort_keys=True, separators=(",", ":")).encode())
     for name in (PINS, WEIGHTS):
         path = folder / name
         if path.is_file():
@@ -145,7 +152,6 @@ def fingerprint_of(folder: Path) -> str:
 
 def load_network(folder: Path, config: PackageConfig) -> "AutoEncoder":
     """The auto-encoder of a package; UserError where it has none or the file does not fit."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file as load_tensors
 
     from tokenkit.tokenizers.autoencoder.network import AutoEncoder, NetworkConfig
@@ -168,7 +174,7 @@ def _save_weights(network: "AutoEncoder", path: Path) -> None:
     _write(path, save_tensors(state))
 
 
-def _save_warm(warm: Mapping[str, Spelling], path: Path) -> None:
+def _save_warm(warm: Mapping[str, Spelling], path: Path, fingerprint: str) -> None:
     chunks, ids = [to_bytes(chunk) for chunk in warm], list(warm.values())
     tensors = {
         "bytes": np.frombuffer(b"".join(chunks), np.uint8),
@@ -176,14 +182,28 @@ def _save_warm(warm: Mapping[str, Spelling], path: Path) -> None:
         "ids": np.fromiter((index for one in ids for index in one), np.int32),
         "id_ends": np.cumsum([len(one) for one in ids], dtype=np.int64),
     }
-    _write(path, save(tensors))
+    _write(path, save(tensors, {"fingerprint": fingerprint}))
 
 
-def _load_warm(path: Path) -> dict[str, Spelling]:
-    tensors = load_file(path)
-    data, ids = tensors["bytes"].tobytes(), tensors["ids"].tolist()
+def _load_warm(path: Path, config: PackageConfig, pins: PinTable, fingerprint: str) -> dict[str, Spelling]:
+    """The chunks and their ids; UserError where these spell something else."""
+    try:
+        with safe_open(path, "numpy") as file:
+            made_for = (file.metadata() or {}).get("fingerprint")
+            data, ends, ids, id_ends = (file.get_tensor(name) for name in ("bytes", "ends", "ids", "id_ends"))
+        strings = [b""] * config.first_regular_id + [bytes([b]) for b in range(256)] + list(pins.pieces)
+        spelled = [strings[index] for index in ids.tolist()]
+        reached = np.cumsum([len(string) for string in spelled], dtype=np.int64)
+        whole = b"".join(spelled) == data.tobytes() and np.array_equal(reached[id_ends - 1], ends)
+    except (SafetensorError, OSError, IndexError) as error:
+        raise UserError(f"{path}: not a whole file ({error}); delete it, or save the tokenizer again") from None
+    if not whole or made_for != fingerprint:
+        raise UserError(f"{path}: of another tokenizer; delete it, or save the tokenizer again")
+    return _by_chunk(data.tobytes(), ends.tolist(), ids.tolist(), id_ends.tolist())
+
+
+def _by_chunk(data: bytes, ends: list[int], ids: list[int], id_ends: list[int]) -> dict[str, Spelling]:
     shared = {index: index for index in ids}  # one object per id: a hundred thousand chunks repeat few
-    ends, id_ends = tensors["ends"].tolist(), tensors["id_ends"].tolist()
     found, start, first = {}, 0, 0
     for end, last in zip(ends, id_ends):
         found[to_text(data[start:end])] = tuple([shared[index] for index in ids[first:last]])

@@ -17,6 +17,10 @@ class Statistics:
         self._all: list[Counter[str]] = []
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> Any:
+        """A copy in another process begins to count anew."""
+        return (Statistics, (self.histogram is not None,))
+
     def encoded(self, chunks: int, characters: int, ids: Sequence[int], seconds: float) -> None:
         """One call of encode."""
         counts = self._counts()

@@ -1,7 +1,7 @@
 """Text that arrives bit by bit → ids, and ids that arrive one by one → text; both as if all had been there at once."""
 
 import codecs
-from collections.abc import Iterable
+from typing import Any
 
 from tokenkit.tokenizers.autoencoder.chunkers import FixedChunker, cut, escaped, to_bytes, to_text
 from tokenkit.tokenizers.autoencoder.codec import Codec
@@ -86,12 +86,12 @@ class DecodeStream:
         self.text += text
         return text
 
-    def put(self, value: Iterable[int]) -> None:
-        """Takes ids (a tensor of any shape too); `text` holds what they said so far."""
+    def put(self, value: Any) -> None:
+        """Takes ids, in a list or in a tensor of any shape; `text` holds what they said so far."""
         if self._skip:  # what `generate` hands over first is the prompt
             self._skip = False
             return
-        flat = value.flatten().tolist() if not isinstance(value, (list, tuple)) else value  # pyrefly: ignore
+        flat = value.flatten().tolist() if not isinstance(value, (list, tuple)) else value
         for index in flat:
             self.feed(int(index))
 

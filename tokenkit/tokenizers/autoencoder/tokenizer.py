@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenkit.config import UserError, resolved
 from tokenkit.tokenizers.autoencoder.cache import DEFAULT_SIZE
-from tokenkit.tokenizers.autoencoder.chunkers import cut, escaped, to_bytes
+from tokenkit.tokenizers.autoencoder.chunkers import DEFAULT, cut, escaped, to_bytes
 from tokenkit.tokenizers.autoencoder.config import TokenizerConfig, load_config
 from tokenkit.tokenizers.autoencoder.fast import fast_config, fast_definition
 from tokenkit.tokenizers.autoencoder.ids import BOS, EOS, PAD, UNK
@@ -76,9 +76,7 @@ class AutoEncoderTokenizer:
             if not is_package(path):
                 raise UserError(f"{path}: no fsq_config.json in it; write the folder of a learned tokenizer")
             return cls(package=Package.load(path, kind), kind=kind)
-        from tokenkit.tokenizers.autoencoder.bundle import read_network
-
-        return cls(package=package_of(read_network(path)), kind=kind)
+        return cls(package=checkpoint_package(path), kind=kind)
 
     def save(self, folder: Path | str) -> str:
         """Writes the package, with a tokenizer.json for everybody else; the fingerprint."""
@@ -237,6 +235,13 @@ def untrained_package(config: TokenizerConfig) -> Package:
         network = AutoEncoder(shape).eval()
     first = config.special_tokens.first_regular_id
     return package_of(network, kind="compact", chunker=config.chunker, first_regular_id=first)
+
+
+def checkpoint_package(path: Path) -> Package:
+    """The package that a training checkpoint stands for: its network and chunker, and no pins."""
+    from tokenkit.tokenizers.autoencoder.bundle import read_network, read_state
+
+    return package_of(read_network(path), chunker=read_state(path).get("chunker", DEFAULT))
 
 
 def package_of(

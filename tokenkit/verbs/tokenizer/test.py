@@ -8,12 +8,12 @@ from pydantic import model_validator
 from tokenkit.config import Config, UserError
 from tokenkit.data.source import SourceConfig, read_documents
 from tokenkit.eval.edge_corpora import EdgesConfig
-from tokenkit.eval.edges import edge_battery
+from tokenkit.eval.edges import edge_battery, edge_line
 from tokenkit.eval.tokenizer_gates import GatesConfig
 from tokenkit.eval.tokenizer_results import Phase, SuiteResults, save_results
 from tokenkit.eval.tokenizer_test import MORE_EXAMPLES, examine, held_out_figures, open_subject
 from tokenkit.tokenizers.autoencoder.package import Kind
-from tokenkit.verbs.tokenizer.gates import Tell, comprehensive, gate_lines
+from tokenkit.verbs.tokenizer.gates import Tell, comprehensive, failed_gates, gate_lines
 
 
 class TokenizerTestRun(Config):
@@ -61,6 +61,13 @@ def run_tokenizer_test(run: TokenizerTestRun, tell: Tell | None = None) -> Suite
     if run.output:
         save_results(results, run.output)
     return results
+
+
+def failures(results: SuiteResults) -> list[str]:
+    """One line for every gate that failed, and for every corpus of which a string did not come back."""
+    decided = any(gate.name == "G1" for gate in results.gates)  # which says so too
+    lost = [] if decided else [edge_line(result) for result in results.edges if result.wrong]
+    return [*failed_gates(results.gates), *lost]
 
 
 def result_lines(results: SuiteResults) -> list[str]:
