@@ -103,7 +103,7 @@ class Codec:
         plain = self._model.spell(piece)
         if self.open_codes is None or len(plain) < LEAST_GAIN:
             return plain
-        spans = self._worthy_spans(piece)
+        spans = self._worthy_spans(piece, plain)
         runs = self._check_spans([piece[a:b] for a, b in spans])
         edges = {}
         for a, b in spans:
@@ -112,20 +112,20 @@ class Codec:
                 edges[a, b] = (len(spelled) * OPEN_COST, spelled)
         return self._model.search(piece, edges) if edges else plain
 
-    def compact_length(self, piece: bytes) -> int:
-        """How many ids at most `max_chunk` bytes take without codes."""
-        return len(self._model.spell(piece))
+    def _worthy_spans(self, piece: bytes, plain: Spelling) -> list[tuple[int, int]]:
+        """From every place where the table's own spelling has a border, the longest part that codes may be cheaper for.
 
-    def _worthy_spans(self, piece: bytes) -> list[tuple[int, int]]:
-        """Whole characters of a piece that a code run could spell with fewer ids than the table does."""
+        Borders inside a character are left out. More parts would save few ids and cost a look of the network each.
+        """
         longest = self.open_codes.max_bytes if self.open_codes else 0
-        ends = [i for i in range(len(piece) + 1) if i == len(piece) or piece[i] & 0xC0 != 0x80]
-        return [
-            (a, b)
-            for a in ends
-            for b in ends
-            if LEAST_GAIN <= b - a <= longest and self.compact_length(piece[a:b]) >= LEAST_GAIN
-        ]
+        ends = [0, *np.cumsum([len(self._bytes[index]) for index in plain]).tolist()]
+        whole = [n for n, end in enumerate(ends) if end == len(piece) or piece[end] & 0xC0 != 0x80]
+        spans = []
+        for number, first in enumerate(whole):
+            last = max(n for n in whole[number:] if ends[n] - ends[first] <= longest)
+            if last - first >= LEAST_GAIN:
+                spans.append((ends[first], ends[last]))
+        return spans
 
     def _prepare(self, chunks: Iterable[str]) -> None:
         """Asks the network, in one go, about every span of the chunks that are new."""
@@ -135,8 +135,9 @@ class Codec:
         pieces = {piece for chunk in new for piece in cut(to_bytes(chunk), self.max_chunk)}
         spans: set[bytes] = set()
         for piece in pieces:
-            if self.compact_length(piece) >= LEAST_GAIN:
-                spans.update(piece[a:b] for a, b in self._worthy_spans(piece))
+            plain = self._model.spell(piece)
+            if len(plain) >= LEAST_GAIN:
+                spans.update(piece[a:b] for a, b in self._worthy_spans(piece, plain))
         self._check_spans(sorted(spans))
 
     def _check_spans(self, strings: Sequence[bytes]) -> dict[bytes, Spelling | None]:

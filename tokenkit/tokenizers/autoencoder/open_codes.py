@@ -29,9 +29,9 @@ class OpenCodes:
         *,
         decoder_margin: float = DECODER_MARGIN,
         encoder_margin: float = ENCODER_MARGIN,
-        repair: bool = True,
+        repair: bool = False,
     ) -> None:
-        """`repair` tries the codes around the encoder's where the decoder does not agree (analysis by synthesis)."""
+        """`repair` tries the 63 codes around the encoder's where the decoder does not agree (analysis by synthesis)."""
         self.network = network.eval().requires_grad_(False)
         self.decoder_margin, self.encoder_margin, self.repair = decoder_margin, encoder_margin, repair
         self._gate = threading.Semaphore()  # threads take turns: the library has threads of its own

@@ -48,6 +48,8 @@ class PackageConfig(Config):
     network: dict[str, Any] | None = None
     decoder_margin: float = Field(0.05, gt=0)
     encoder_margin: float = Field(1e-4, gt=0)
+    repair: bool = False
+    """Look for codes beside the encoder's where its own do not decode: ten times slower, and hardly fewer ids."""
     engine: Literal["float32", "int8"] = "float32"
     """Arithmetic of the encoder that the codes are made with: ids of one do not mean anything to the other."""
 
@@ -83,8 +85,17 @@ class Package:
 
         if self.network is None:
             raise UserError("open codes: this tokenizer has no auto-encoder; train one, or use kind=compact")
-        margins = {"decoder_margin": self.config.decoder_margin, "encoder_margin": self.config.encoder_margin}
-        return OpenCodes(self.network, **margins)
+        settings, network = self.config, self.network
+        if settings.engine == "int8":
+            from tokenkit.tokenizers.autoencoder.int8 import with_int8_encoder
+
+            network = with_int8_encoder(network)
+        return OpenCodes(
+            network,
+            decoder_margin=settings.decoder_margin,
+            encoder_margin=settings.encoder_margin,
+            repair=settings.repair,
+        )
 
     def save(self, folder: Path) -> str:
         """Writes what decides ids, each file whole or not at all; the fingerprint, which is written last."""
