@@ -135,9 +135,8 @@ def learned(kind: str) -> LearnedTokenizer:
     return load_tokenizer(str(learned_folder(kind)))
 
 
+LEARNED = {"learned-compact": lambda: learned("compact"), "learned-open": lambda: learned("open")}
 KINDS = {
-    "learned-compact": lambda: learned("compact"),
-    "learned-open": lambda: learned("open"),
     "byte": ByteTokenizer,
     "bpe": lambda: train_tokenizer(CORPUS, "bpe", 400),
     "unigram": lambda: train_tokenizer(CORPUS, "unigram", 400),
@@ -246,6 +245,12 @@ def checker() -> Any:
 @pytest.fixture(scope="session", params=KINDS)
 def tokenizer(request: pytest.FixtureRequest) -> Any:
     return KINDS[request.param]()
+
+
+@pytest.fixture(scope="session", params=[*KINDS, *LEARNED])
+def any_tokenizer(request: pytest.FixtureRequest) -> Any:
+    """Also those that are more than their tokenizer.json."""
+    return (KINDS | LEARNED)[request.param]()
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,11 @@ from tokenkit.tokenizers.load import load_tokenizer
 TEXTS = ["The cat sat.", " leading", "two  spaces\n\n\ttab\r\n", "été 😀 中文 \0 \x7f", "", "x" * 50, "12345 e\u0301"]
 
 
+@pytest.fixture(scope="session")
+def tokenizer(any_tokenizer):
+    return any_tokenizer
+
+
 def test_saved_folder_loads_in_transformers_with_equal_ids(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)

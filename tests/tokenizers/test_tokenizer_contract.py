@@ -34,6 +34,11 @@ fuzz = settings(
 )
 
 
+@pytest.fixture(scope="session")
+def tokenizer(any_tokenizer):
+    return any_tokenizer
+
+
 def check_spans(encoding: Encoding, text: str) -> None:
     length = len(text.encode())
     starts, ends = encoding.starts, encoding.ends
