@@ -173,6 +173,23 @@ def migrate(words: Words = None, dry_run: DryRun = False) -> None:
 
 
 @app.command()
+def export(
+    words: Words = None,
+    model: Model = None,
+    output: Output = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="compact, or open for codes too.")] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Write what transformers loads, and check that it gives the same ids there."""
+    from tokenkit.verbs.positional import load_positional
+    from tokenkit.verbs.tokenizer.export import TokenizerExportRun, export_tokenizer
+
+    run = load_positional(TokenizerExportRun, (), words or [], {"model": model, "output": output, "kind": kind})
+    if not shown(run, dry_run):
+        print_values(export_tokenizer(run))
+
+
+@app.command()
 def benchmark(
     words: Words = None, model: Model = None, corpus: Corpus = None, output: Output = None, dry_run: DryRun = False
 ) -> None:

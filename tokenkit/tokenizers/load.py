@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from tokenkit.config import UserError
+from tokenkit.tokenizers.autoencoder.fast import fast_config, fast_definition
 from tokenkit.tokenizers.autoencoder.learned import LearnedTokenizer
-from tokenkit.tokenizers.autoencoder.package import PACKAGE_FILES, is_package
+from tokenkit.tokenizers.autoencoder.package import PACKAGE_FILES, Package, is_package
 from tokenkit.tokenizers.bytelevel import ROLE_TOKENS, SPECIALS, ByteTokenizer, byte_definition, is_bytes
 from tokenkit.tokenizers.formats import read_format
 from tokenkit.tokenizers.formats.check import check_definition
@@ -50,6 +51,8 @@ def _find(spec: TokenizerSpec, path: Path | None) -> Found:
     if path is None:
         return (byte_definition(()), None) if spec.target else (byte_definition(SPECIALS), dict(ROLE_TOKENS))
     found = _tokenizer_json(path)
+    if found is None and is_package(path):  # an open one that was exported alone
+        found = fast_definition(Package.load(path, "compact").codec("compact")), _read_config(path) or fast_config()
     if found is None:
         found = _with_config(read_format(path, spec.pattern), path)
     elif spec.pattern is not None:

@@ -26,6 +26,7 @@ RUNS = {
     "tokenizer analyze": "tokenizer.analyze.TokenizerAnalyzeRun",
     "tokenizer prune": "tokenizer.prune.TokenizerPruneRun",
     "tokenizer manage-checkpoints": "tokenizer.manage_checkpoints.TokenizerCheckpointsRun",
+    "tokenizer export": "tokenizer.export.TokenizerExportRun",
     "tokenizer benchmark": "tokenizer.benchmark.TokenizerBenchmarkRun",
     "tokenizer migrate": "tokenizer.migrate.TokenizerMigrateRun",
 }

@@ -111,8 +111,9 @@ class OpenCodes:
                 right = self._agrees(digits[left], symbols[left], groups)
                 kept[left[right]] = groups
         kept[~firm] = 0
-        if self.repair and not kept.all():
-            for rows in (kept == 0).nonzero().squeeze(1).split(BATCH // 2**NEAREST_DIGITS):
+        failed = (kept == 0) & firm  # what lies on a border is no spelling on another machine
+        if self.repair and failed.any():
+            for rows in failed.nonzero().squeeze(1).split(BATCH // 2**NEAREST_DIGITS):
                 fixed, right = self._repaired(symbols[rows], digits[rows], margins[rows], neighbours[rows])
                 digits[rows[right]], kept[rows[right]] = fixed[right], self.groups
         codes = self.network.quantizer.code_to_token_id(digits)
