@@ -227,7 +227,7 @@ def test_a_language_model_cannot_be_taught_to_reconstruct(tmp_path, model_folder
     values = {"output": tmp_path, "model": {"source": str(model_folder)}, "losses": {"reconstruction": {}}}
     values |= {"data": {"source": source}, "train": {"steps": 1}, "eval": {"source": source}}
     run = build(DistillRun, values | {"output": tmp_path / "new"})
-    with pytest.raises(UserError, match=r"losses.reconstruction: needs student_byte_labels, which an auto-encoder has"):
+    with pytest.raises(UserError, match=r"losses.reconstruction: needs student_byte_logits, which an auto-encoder has"):
         distill(run, quiet=True)
     assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match=r"losses.clm: needs student_label_logp, which an auto-encoder has not"):

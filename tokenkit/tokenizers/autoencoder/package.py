@@ -16,7 +16,7 @@ from safetensors.numpy import save
 from tokenkit.config import Config, UserError, build
 from tokenkit.tokenizers.autoencoder.cache import DEFAULT_SIZE, Spelling
 from tokenkit.tokenizers.autoencoder.chunkers import DEFAULT as DEFAULT_CHUNKER
-from tokenkit.tokenizers.autoencoder.chunkers import MAX_CHUNK, make_chunker, to_bytes, to_text
+from tokenkit.tokenizers.autoencoder.chunkers import MAX_CHUNK, make_chunker, to_text
 from tokenkit.tokenizers.autoencoder.codec import Codec
 from tokenkit.tokenizers.autoencoder.ids import FIRST_REGULAR_ID
 from tokenkit.tokenizers.autoencoder.pins import PinTable
@@ -186,39 +186,33 @@ def _save_weights(network: "AutoEncoder", path: Path) -> None:
 
 
 def _save_warm(warm: Mapping[str, Spelling], path: Path, fingerprint: str) -> None:
-    chunks, ids = [to_bytes(chunk) for chunk in warm], list(warm.values())
+    """The ids of the chunks, and how many each has: they spell the chunks."""
+    ids = list(warm.values())
     tensors = {
-        "bytes": np.frombuffer(b"".join(chunks), np.uint8),
-        "ends": np.cumsum([len(chunk) for chunk in chunks], dtype=np.int64),
         "ids": np.fromiter((index for one in ids for index in one), np.int32),
-        "id_ends": np.cumsum([len(one) for one in ids], dtype=np.int64),
+        "num_ids": np.fromiter(map(len, ids), np.uint16),
     }
     _write(path, save(tensors, {"fingerprint": fingerprint}))
 
 
 def _load_warm(path: Path, config: PackageConfig, pins: PinTable, fingerprint: str) -> dict[str, Spelling]:
-    """The chunks and their ids; UserError where these spell something else."""
+    """The chunks and their ids; UserError where these are of another tokenizer."""
+    strings = [b""] * config.first_regular_id + [bytes([b]) for b in range(256)] + list(pins.pieces)
     try:
         with safe_open(path, "numpy") as file:
             made_for = (file.metadata() or {}).get("fingerprint")
-            data, ends, ids, id_ends = (file.get_tensor(name) for name in ("bytes", "ends", "ids", "id_ends"))
-        strings = [b""] * config.first_regular_id + [bytes([b]) for b in range(256)] + list(pins.pieces)
-        spelled = [strings[index] for index in ids.tolist()]
-        reached = np.cumsum([len(string) for string in spelled], dtype=np.int64)
-        whole = b"".join(spelled) == data.tobytes() and np.array_equal(reached[id_ends - 1], ends)
-    except (SafetensorError, OSError, IndexError) as error:
+            ids, ends = file.get_tensor("ids"), np.cumsum(file.get_tensor("num_ids"), dtype=np.int64)
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a whole file ({error}); delete it, or save the tokenizer again") from None
-    if not whole or made_for != fingerprint:
+    within = not len(ids) or (ids.min() >= 0 and ids.max() < len(strings))
+    if made_for != fingerprint or not within or (ends[-1] if len(ends) else 0) != len(ids):
         raise UserError(f"{path}: of another tokenizer; delete it, or save the tokenizer again")
-    return _by_chunk(data.tobytes(), ends.tolist(), ids.tolist(), id_ends.tolist())
-
-
-def _by_chunk(data: bytes, ends: list[int], ids: list[int], id_ends: list[int]) -> dict[str, Spelling]:
-    shared = {index: index for index in ids}  # one object per id: a hundred thousand chunks repeat few
-    found, start, first = {}, 0, 0
-    for end, last in zip(ends, id_ends):
-        found[to_text(data[start:end])] = tuple([shared[index] for index in ids[first:last]])
-        start, first = end, last
+    shared = {index: index for index in ids.tolist()}  # one object per id: a hundred thousand chunks repeat few
+    listed, found, start = list(map(shared.__getitem__, ids.tolist())), {}, 0
+    for end in ends.tolist():
+        spelling = tuple(listed[start:end])
+        found[to_text(b"".join(map(strings.__getitem__, spelling)))] = spelling
+        start = end
     return found
 
 
