@@ -9,8 +9,6 @@ and with pruning.json, which says what became of every old id. A checkpoint gets
 
 import argparse
 import json
-import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +42,7 @@ def main(given: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     given = arguments()
-    from tokenkit.config import UserError
+    from tokenkit.cli_shared import run_script
 
-    try:
-        print(json.dumps(main(given), indent=1))
-    except UserError as error:
-        print(f"analyze_codebook: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script("analyze_codebook", lambda: print(json.dumps(main(given), indent=1)))

@@ -5,8 +5,6 @@ python scripts/benchmark_tokenizer.py --model outputs/tokenizer_small/tokenizer 
 
 import argparse
 import json
-import logging
-import sys
 from pathlib import Path
 
 
@@ -27,11 +25,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    from tokenkit.config import UserError
+    from tokenkit.cli_shared import run_script
 
-    try:
-        main()
-    except UserError as error:
-        print(f"benchmark_tokenizer: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script("benchmark_tokenizer", main)

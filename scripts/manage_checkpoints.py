@@ -11,8 +11,6 @@ Steps are compared as numbers. The best and the final checkpoint are never dropp
 
 import argparse
 import json
-import logging
-import sys
 from pathlib import Path
 
 
@@ -49,12 +47,7 @@ def main(given: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     given = arguments()
-    from tokenkit.config import UserError
+    from tokenkit.cli_shared import run_script
 
-    try:
-        main(given)
-    except UserError as error:
-        print(f"manage_checkpoints: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script("manage_checkpoints", lambda: main(given))

@@ -7,7 +7,6 @@
 
 import argparse
 import json
-import logging
 import sys
 from pathlib import Path
 
@@ -48,12 +47,7 @@ def main(given: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     given = arguments()
-    from tokenkit.config import UserError
+    from tokenkit.cli_shared import run_script
 
-    try:
-        main(given)
-    except UserError as error:
-        print(f"prepare_tokenizer_data: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script("prepare_tokenizer_data", lambda: main(given))

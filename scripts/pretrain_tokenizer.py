@@ -10,7 +10,6 @@ the same as 2000. `--fine-tune` begins a new run from the weights of `--resume`.
 
 import argparse
 import json
-import logging
 import sys
 from pathlib import Path
 
@@ -59,16 +58,7 @@ def main(given: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     given = arguments()
-    from tokenkit.config import UserError
-    from tokenkit.train.loop import Interrupted
+    from tokenkit.cli_shared import run_script
 
-    try:
-        main(given)
-    except UserError as error:
-        print(f"pretrain_tokenizer: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Interrupted as error:
-        print(f"pretrain_tokenizer: {error}", file=sys.stderr)
-        sys.exit(128 + error.signal_number)
+    run_script("pretrain_tokenizer", lambda: main(given))

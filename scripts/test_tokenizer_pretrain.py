@@ -11,7 +11,6 @@ The last one also decides the gates; where one fails, the exit code is 2.
 """
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -58,12 +57,7 @@ def main(given: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     given = arguments()
-    from tokenkit.config import UserError
+    from tokenkit.cli_shared import run_script
 
-    try:
-        sys.exit(main(given))
-    except UserError as error:
-        print(f"test_tokenizer_pretrain: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script("test_tokenizer_pretrain", lambda: main(given))

@@ -6,7 +6,6 @@ The exit code is 2 where a gate fails.
 """
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -43,12 +42,7 @@ def main(given: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     given = arguments()
-    from tokenkit.config import UserError
+    from tokenkit.cli_shared import run_script
 
-    try:
-        sys.exit(main(given))
-    except UserError as error:
-        print(f"tokenizer_gates: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script("tokenizer_gates", lambda: main(given))

@@ -1,10 +1,13 @@
 """What the commands of the command line share: their words and options, and how they print."""
 
+import logging
+import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
-from tokenkit.config import Config, dump_yaml, resolved
+from tokenkit.config import Config, UserError, dump_yaml, resolved
 
 Words = Annotated[
     list[str] | None,
@@ -46,3 +49,20 @@ def print_rich(shown: Any) -> None:
     from rich.console import Console
 
     Console().print(shown)
+
+
+def run_script(name: str, action: Callable[[], int | None]) -> None:
+    """Runs a program: a user's mistake is one line and exit code 2, an obeyed signal 128 plus its number."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        sys.exit(action())
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        from tokenkit.train.loop import Interrupted
+
+        if not isinstance(error, Interrupted):
+            raise
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(128 + error.signal_number)

@@ -1,16 +1,12 @@
 """A byte-level model with input-id expansion: a stock folder without it, and beside it what is added to its inputs."""
 
-import os
-import shutil
-import uuid
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from tokenkit.config import UserError
 from tokenkit.export.factorised import export_factorised
-from tokenkit.export.huggingface import TEXTS, export_huggingface
+from tokenkit.export.huggingface import TEXTS, drafted, export_huggingface
 from tokenkit.export.verify import TOLERANCES, ExportError
 from tokenkit.models.expand import expansion_of, load_expansion, save_expansion
 from tokenkit.models.factorised_view import factorised_of
@@ -28,18 +24,11 @@ def export_model(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path, *, 
     expansion = expansion_of(model)
     if expansion is None:
         return export_huggingface(model, tokenizer, folder, dtype=dtype)
-    if folder.exists():
-        raise UserError(f"{folder}: exists already; write the name of a new folder, or move this one away")
-    draft = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
-    draft.mkdir(parents=True)
-    try:
+    with drafted(folder) as draft:
         with expansion.off():
             export_huggingface(model, tokenizer, draft / BASE, dtype=dtype)
         save_expansion(expansion, draft / EXPANSION)
         _verify(draft, model, tokenizer, dtype or model.dtype)
-        os.rename(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 

@@ -3,16 +3,12 @@
 Stock transformers finds no config.json in the outer folder and says so; it would leave the codes out without a word.
 """
 
-import os
-import shutil
-import uuid
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from tokenkit.config import UserError
-from tokenkit.export.huggingface import TEXTS, export_huggingface
+from tokenkit.export.huggingface import TEXTS, drafted, export_huggingface
 from tokenkit.export.verify import TOLERANCES, ExportError
 from tokenkit.models.factorised import Factorised
 from tokenkit.models.factorised_view import (
@@ -34,19 +30,12 @@ def export_factorised(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path
     factorised = factorised_of(model)
     assert factorised is not None
     assert isinstance(tokenizer, LearnedTokenizer)
-    if folder.exists():
-        raise UserError(f"{folder}: exists already; write the name of a new folder, or move this one away")
-    draft = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
-    draft.mkdir(parents=True)
-    try:
+    with drafted(folder) as draft:
         with without_factorised(model):
             export_huggingface(model, tokenizer.fixed, draft / BASE, dtype=dtype)
         factorised.save(draft / FACTORISED, dtype)
         tokenizer.save(draft / TOKENIZER)
         _verify(draft, model, tokenizer, dtype or model.dtype)
-        os.rename(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 

@@ -4,6 +4,8 @@ import copy
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,26 +43,39 @@ def export_huggingface(
     post-processor adds nothing, the exported one is given a template that does.
     """
     rows = len(input_matrix(model))
-    if folder.exists():
-        raise UserError(f"{folder}: exists already; write the name of a new folder, or move this one away")
+    refuse_existing(folder)
     if rows < tokenizer.vocab_size:
         raise UserError(f"export: {rows} embedding rows for {tokenizer.vocab_size} token ids; transfer the model first")
     for name in extra_files:
         if Path(name).name != name:
             raise UserError(f"extra file {name!r}: write a plain file name")
-    draft = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
-    draft.mkdir(parents=True)
-    try:
+    with drafted(folder) as draft:
         _write_model(model, tokenizer, draft, dtype)
         tokenizer.save(draft)
         _add_start(draft, tokenizer)
         for name, text in extra_files.items():
             (draft / name).write_text(text, "utf-8")
         verify_huggingface(draft, model, tokenizer, TEXTS)
+    return folder
+
+
+def refuse_existing(folder: Path) -> None:
+    """UserError where something has the name of a folder that is to be new."""
+    if folder.exists():
+        raise UserError(f"{folder}: exists already; write the name of a new folder, or move this one away")
+
+
+@contextmanager
+def drafted(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which takes its name when the block has ended well, and is gone otherwise."""
+    refuse_existing(folder)
+    draft = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
+    draft.mkdir(parents=True)
+    try:
+        yield draft
         os.rename(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return folder
 
 
 def _write_model(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype | None) -> None:

@@ -9,6 +9,7 @@ from itertools import count, repeat
 from pathlib import Path
 
 from tokenkit.config import UserError, resolved
+from tokenkit.tokenizers.autoencoder.ids import FixedRoles
 from tokenkit.tokenizers.json_config import read_config, write_json
 from tokenkit.tokenizers.whole_file import write_whole
 from tokenkit.tokenizers.word_config import WordConfig
@@ -20,7 +21,7 @@ VOCABULARY, CONFIG = "vocab.txt", "word_tokenizer_config.json"
 HEADER = ("vocab_size", "next_id", "total_tokens")
 
 
-class WordTokenizer:
+class WordTokenizer(FixedRoles):
     """Words between white space and ASCII punctuation, which is kept sign by sign; what is not in the table is unk."""
 
     lossless = False
@@ -74,22 +75,6 @@ class WordTokenizer:
     def decode_batch(self, batch: Iterable[Iterable[int]], skip_special_tokens: bool = True) -> list[str]:
         """The text of every row of ids."""
         return [self.decode(ids, skip_special_tokens) for ids in batch]
-
-    def get_pad_token(self) -> int:
-        """The id of padding."""
-        return PAD
-
-    def get_unk_token(self) -> int:
-        """The id of every word that is not in the table."""
-        return UNK
-
-    def get_bos_token(self) -> int:
-        """The id that begins a text."""
-        return BOS
-
-    def get_eos_token(self) -> int:
-        """The id that ends a text."""
-        return EOS
 
     def is_special(self, index: int) -> bool:
         """Whether an id stands for no word."""

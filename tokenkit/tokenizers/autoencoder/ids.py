@@ -57,3 +57,23 @@ class IdLayout:
         if index < self.byte_base:
             return "special"
         return "byte" if index < self.pin_base else "pin" if index < self.open_base else "open"
+
+
+class FixedRoles:
+    """The four ids that the checklist's tokenizers have in common."""
+
+    def get_pad_token(self) -> int:
+        """The id that fills a batch."""
+        return PAD
+
+    def get_unk_token(self) -> int:
+        """The id of what is unknown; a lossless tokenizer never gives it."""
+        return UNK
+
+    def get_bos_token(self) -> int:
+        """The id that begins a text."""
+        return BOS
+
+    def get_eos_token(self) -> int:
+        """The id that ends a text."""
+        return EOS

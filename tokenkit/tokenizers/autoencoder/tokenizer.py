@@ -13,7 +13,7 @@ from tokenkit.tokenizers.autoencoder.cache import DEFAULT_SIZE
 from tokenkit.tokenizers.autoencoder.chunkers import DEFAULT, cut, escaped, to_bytes
 from tokenkit.tokenizers.autoencoder.config import TokenizerConfig, load_config
 from tokenkit.tokenizers.autoencoder.fast import fast_config, fast_definition
-from tokenkit.tokenizers.autoencoder.ids import BOS, EOS, PAD, UNK
+from tokenkit.tokenizers.autoencoder.ids import BOS, EOS, UNK, FixedRoles
 from tokenkit.tokenizers.autoencoder.metrics import Closeness, closeness
 from tokenkit.tokenizers.autoencoder.package import Kind, Package, PackageConfig, is_package
 from tokenkit.tokenizers.autoencoder.pins import PinTable
@@ -39,7 +39,7 @@ class Reconstruction:
     """Of the decoder over the positions of the learned reconstruction: average, minimum, how many under one half."""
 
 
-class AutoEncoderTokenizer:
+class AutoEncoderTokenizer(FixedRoles):
     """Pins, then verified codes, then bytes: every string comes back exactly, trained or not.
 
     Without a configuration it is the preset `small`, untrained and without pins, and spells everything in bytes.
@@ -99,22 +99,6 @@ class AutoEncoderTokenizer:
     def is_special(self, index: int) -> bool:
         """Whether an id is below the first regular one."""
         return self.codec.layout.is_special(index)
-
-    def get_pad_token(self) -> int:
-        """The id that fills a batch."""
-        return PAD
-
-    def get_unk_token(self) -> int:
-        """The id of the unknown; no text is ever encoded to it."""
-        return UNK
-
-    def get_bos_token(self) -> int:
-        """The id that begins a text."""
-        return BOS
-
-    def get_eos_token(self) -> int:
-        """The id that ends a text."""
-        return EOS
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Ids of a text, between begin and end unless that is turned off."""
