@@ -1,14 +1,18 @@
 """How fast a learned tokenizer is beside others: CPU time of one thread, every subject in turn in every round."""
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tokenkit.config import UserError
 from tokenkit.tokenizers.autoencoder.open_codes import OpenCodes
 from tokenkit.tokenizers.autoencoder.package import Package
 from tokenkit.tokenizers.factory import ChecklistTokenizer
+from tokenkit.tokenizers.hf import HFTokenizer
+from tokenkit.tokenizers.pieces import model_type, parts
 
 SHORT_BYTES = 16
 LIMITS = {  # of the checklist, in milliseconds and per second
@@ -42,6 +46,22 @@ class Subject:
             return codec.encode, codec.decode
 
         return cls(name, fresh)
+
+    @classmethod
+    def tiktoken(cls, name: str, tokenizer: HFTokenizer) -> "Subject":
+        """The same byte-level BPE run by tiktoken; UserError where that is not installed or it is no such BPE."""
+        try:
+            import tiktoken
+        except ImportError:
+            raise UserError("tiktoken: not installed; pip install tiktoken, or leave it out") from None
+        patterns = [
+            part["pattern"]["Regex"] for part in parts(tokenizer.definition["pre_tokenizer"]) if "pattern" in part
+        ]
+        if len(patterns) != 1 or model_type(tokenizer.definition) != "BPE":
+            raise UserError(f"{tokenizer.name}: no byte-level BPE with one pattern, which tiktoken could run")
+        ranks = {spelled: index for index, spelled in enumerate(tokenizer.token_bytes) if spelled}
+        encoding = tiktoken.Encoding(name, pat_str=patterns[0], mergeable_ranks=ranks, special_tokens={})
+        return cls(name, lambda: (encoding.encode_ordinary, encoding.decode))
 
 
 def speeds(subjects: Sequence[Subject], texts: Sequence[str], repeats: int = 5) -> dict[str, dict[str, float]]:
@@ -110,7 +130,13 @@ def met(found: Mapping[str, float]) -> dict[str, dict[str, Any]]:
 
 
 def _timed(action: Callable[[Any], Any], arguments: Sequence[Any]) -> tuple[float, list[Any]]:
-    """CPU seconds of an action on every argument, and what came out."""
-    began = time.process_time()
-    results = [action(argument) for argument in arguments]
-    return time.process_time() - began, results
+    """CPU seconds of an action on every argument, and what came out; collecting garbage waits, as in `timeit`."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        began = time.process_time()
+        results = [action(argument) for argument in arguments]
+        return time.process_time() - began, results
+    finally:
+        if collects:
+            gc.enable()

@@ -93,7 +93,7 @@ class Codec:
         """Ids of one chunk, computed anew: the fewest, then the likeliest."""
         data = to_bytes(chunk)
         if len(data) <= self.max_chunk:
-            return self.spell_piece(data)
+            return self.spell_piece(data) if self.open_codes else self._model.spell(data)
         pieces = cut(data, self.max_chunk)
         spelled = {piece: self.spell_piece(piece) for piece in {*pieces}}  # a long chunk is one piece again and again
         return tuple(chain.from_iterable(map(spelled.__getitem__, pieces)))

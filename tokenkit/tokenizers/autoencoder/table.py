@@ -1,6 +1,10 @@
 """The cheapest spelling of a piece of text in pins and bytes."""
 
+import functools
 from collections.abc import Mapping
+from typing import Any
+
+from tokenizers import models
 
 from tokenkit.tokenizers.autoencoder.pins import TOKEN_COST, PinTable
 from tokenkit.tokenizers.pieces import byte_alphabet
@@ -29,38 +33,31 @@ def scored_pieces(pins: PinTable) -> list[tuple[str, float]]:
 class PinModel:
     """Spells pieces with the fewest ids, then the likeliest; of equally cheap ones, with the longest last piece.
 
-    The tie is broken as the Unigram model of the `tokenizers` library breaks it, so that both give the same ids.
+    Where only the table counts it is the Unigram model of the `tokenizers` library that searches; our own search,
+    which other spellings of parts can take part in, breaks ties as that one does.
     """
 
     def __init__(self, pins: PinTable, byte_base: int) -> None:
-        pieces = [*(bytes([b]) for b in range(256)), *pins.pieces]
-        begins = {piece[:end] for piece in pins.pieces for end in range(2, len(piece))}
-        # what begins a piece and is none has no entry, and still tells that longer ones are worth a look
-        self._entries: dict[bytes, tuple[int, int] | None] = dict.fromkeys(begins)
-        self._entries |= {piece: (pins.costs[piece], byte_base + i) for i, piece in enumerate(pieces)}
+        self._pins, self._base = pins, byte_base
+        self._model = models.Unigram(scored_pieces(pins))
 
-    def whole(self, piece: bytes) -> int | None:
-        """The id of a piece that has one."""
-        entry = self._entries.get(piece)
-        return None if entry is None else entry[1]
+    def __reduce__(self) -> Any:
+        """A copy in another process is made of the pins again."""
+        return (PinModel, (self._pins, self._base))
 
     def spell(self, piece: bytes) -> Spelling:
-        """The cheapest ids."""
-        entry = self._entries.get(piece)
-        return (entry[1],) if entry is not None else self._in_two(piece) or self.search(piece)
+        """The cheapest ids, by the library's search."""
+        base = self._base
+        return tuple([token.id + base for token in self._model.tokenize(written(piece))])
 
-    def _in_two(self, piece: bytes) -> Spelling:
-        """The cheapest two ids, of which nothing longer can be cheaper; () where there are none."""
-        get, least, found = self._entries.get, FAR, ()
-        for place in range(1, len(piece)):
-            head = get(piece[:place], NOTHING)
-            if head is NOTHING:
-                break
-            if head is not None:
-                tail = get(piece[place:])
-                if tail is not None and head[0] + tail[0] < least:
-                    least, found = head[0] + tail[0], (head[1], tail[1])
-        return found
+    @functools.cached_property
+    def _entries(self) -> dict[bytes, tuple[int, int] | None]:
+        """Cost and id of every piece; None for what begins one and is none, so that longer ones are looked for."""
+        pieces = [*(bytes([b]) for b in range(256)), *self._pins.pieces]
+        found: dict[bytes, tuple[int, int] | None] = dict.fromkeys(
+            piece[:end] for piece in self._pins.pieces for end in range(2, len(piece))
+        )
+        return found | {piece: (self._pins.costs[piece], self._base + i) for i, piece in enumerate(pieces)}
 
     def search(self, piece: bytes, edges: Edges | None = None) -> Spelling:
         """The cheapest ids by dynamic programming; `edges` are other spellings of parts of the piece."""

@@ -74,7 +74,7 @@ class TokenizerPretrainRun(Config):
     train: TokenizerTrainConfig
     pins: int = Field(32768, ge=0)
     """Byte strings in the exact table of the tokenizer, chosen from the training text."""
-    warm: int = Field(100_000, ge=0)
+    warm: int = Field(150_000, ge=0)
     """The commonest chunks of the training text whose ids are shipped along."""
     kind: Kind = "compact"
     """compact: ids are pins and bytes; open: codes of the network as well."""

@@ -44,7 +44,7 @@ class TokenizerPruneRun(Config):
     """A pin must be used so often."""
     kind: Kind | None = None
     """compact or open; by default what the package is, and compact for a checkpoint."""
-    warm: int = Field(100_000, ge=0)
+    warm: int = Field(150_000, ge=0)
     """The commonest chunks whose ids are kept in the package, so that new text need not be spelled."""
 
 
