@@ -151,6 +151,8 @@ class Codec:
         for string, run in zip(new, self.open_codes.spell(new)):
             spelled = None if run is None else (*(base + code for code in run[:-1]), base + codes + run[-1])
             found[string] = known[string] = spelled
+            if run is not None:
+                self._runs[run] = string  # the decoder has just said so
         return found
 
     def decode_bytes(self, ids: Sequence[int], *, strict: bool = False) -> bytes:
@@ -172,11 +174,11 @@ class Codec:
 
     def token_strings(self, ids: Sequence[int], *, strict: bool = False) -> list[bytes]:
         """The bytes that each id adds to the text; a run of codes adds all of its with the last one."""
-        ids = [int(index) for index in ids]
-        odd = next((index for index in ids if not 0 <= index < self.layout.vocab_size), None)
-        if odd is not None:
+        ids, base, table = [int(index) for index in ids], self.layout.open_base, self._bytes
+        if ids and not (min(ids) >= 0 and max(ids) < self.layout.vocab_size):
+            odd = next(index for index in ids if not 0 <= index < self.layout.vocab_size)
             raise UserError(f"id {odd}: this tokenizer has ids 0 .. {self.layout.vocab_size - 1}")
-        found = [b"" if self.layout.is_open(index) else self._bytes[index] for index in ids]
+        found = [table[index] if index < base else b"" for index in ids]
         runs = self._code_runs(ids)
         spelled = self._read_runs([run for _, run, _ in runs])
         for (last, _, whole), text in zip(runs, spelled):
@@ -187,20 +189,20 @@ class Codec:
         """Place of the last id, codes, and whether it ends as a run should, of every run of codes."""
         base, codes, runs = self.layout.open_base, self.layout.num_codes, []
         run: list[int] = []
+        last = -1
         most = self.open_codes.groups if self.open_codes else 0
-        for place, index in enumerate(ids):
-            is_open = self.layout.is_open(index)
-            if run and not is_open:
-                runs.append((place - 1, tuple(run), False))
+        for place in [place for place, index in enumerate(ids) if index >= base]:
+            if run and place != last + 1:
+                runs.append((last, tuple(run), False))
                 run = []
-            if is_open:
-                final, code = divmod(index - base, codes)
-                run.append(code)
-                if final or len(run) == most:
-                    runs.append((place, tuple(run), bool(final)))
-                    run = []
+            final, code = divmod(ids[place] - base, codes)
+            run.append(code)
+            last = place
+            if final or len(run) == most:
+                runs.append((place, tuple(run), bool(final)))
+                run = []
         if run:
-            runs.append((len(ids) - 1, tuple(run), False))
+            runs.append((last, tuple(run), False))
         return runs
 
     def _read_runs(self, runs: list[Spelling]) -> list[bytes]:

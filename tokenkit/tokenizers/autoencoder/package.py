@@ -17,7 +17,7 @@ from tokenkit.config import Config, UserError, build
 from tokenkit.tokenizers.autoencoder.cache import DEFAULT_SIZE, Spelling
 from tokenkit.tokenizers.autoencoder.chunkers import DEFAULT as DEFAULT_CHUNKER
 from tokenkit.tokenizers.autoencoder.chunkers import MAX_CHUNK, make_chunker, to_text
-from tokenkit.tokenizers.autoencoder.codec import Codec
+from tokenkit.tokenizers.autoencoder.codec import LEAST_GAIN, Codec
 from tokenkit.tokenizers.autoencoder.ids import FIRST_REGULAR_ID
 from tokenkit.tokenizers.autoencoder.pins import PinTable
 
@@ -68,6 +68,7 @@ class Package:
         """The codec of this package, by default of its own kind."""
         kind = kind or self.config.kind
         codes = self.open_codes() if kind == "open" else None
+        warm = self.warm if codes is None else {c: ids for c, ids in self.warm.items() if len(ids) < LEAST_GAIN}
         return Codec(
             self.pins,
             make_chunker(self.config.chunker),
@@ -75,7 +76,7 @@ class Package:
             open_codes=codes,
             names=self.config.names,
             cache_size=cache_size,
-            warm=self.warm if codes is None else None,
+            warm=warm,
             max_chunk=self.config.max_chunk,
         )
 
