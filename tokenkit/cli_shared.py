@@ -55,7 +55,7 @@ def run_script(name: str, action: Callable[[], int | None]) -> None:
     """Runs a program: a user's mistake is one line and exit code 2, an obeyed signal 128 plus its number."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        sys.exit(action())
+        code = action()
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
@@ -66,3 +66,6 @@ def run_script(name: str, action: Callable[[], int | None]) -> None:
             raise
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(128 + error.signal_number)
+    else:
+        if code:
+            sys.exit(code)
