@@ -72,6 +72,8 @@ class AutoEncoderTokenizer(FixedRoles):
     def load(cls, path: Path | str, kind: Kind | None = None) -> "AutoEncoderTokenizer":
         """The tokenizer of a package folder, or the one that a training checkpoint stands for (codes, no pins)."""
         path = Path(path)
+        if not path.exists():
+            raise UserError(f"{path}: does not exist; write the folder of a learned tokenizer or a checkpoint")
         if path.is_dir():
             if not is_package(path):
                 raise UserError(f"{path}: no fsq_config.json in it; write the folder of a learned tokenizer")
