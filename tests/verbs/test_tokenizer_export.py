@@ -89,7 +89,7 @@ def test_mistakes_are_one_line(model, tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(UserError, match="exists"):
         done(model, tmp_path / "there")
-    with pytest.raises(UserError, match="no such"):
+    with pytest.raises(UserError, match="does not exist"):
         done(tmp_path / "none", tmp_path / "out")
     compact = shutil.copytree(model, tmp_path / "compact")
     (compact / "weights.safetensors").unlink()
