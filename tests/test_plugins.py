@@ -101,7 +101,7 @@ MISTAKES = {
     "x = 1\ny = x / 0": r"mine\.py, line 2: ZeroDivisionError",
     "x = 1": r"mine\.py: no function in it stands under @loss",
     HEAD + '@loss(per="token")\ndef clm(student_label_logp: BT):\n    return 0': "line 8: a loss called 'clm' exists",
-    HEAD + '@loss(per="row")\ndef mine(student_label_logp: BT):\n    return 0': "'row'",
+    HEAD + '@loss(per="batch")\ndef mine(student_label_logp: BT):\n    return 0': "'row'",
     HEAD + '@loss(per="token")\ndef mine(student_logit: BTV):\n    return 0': "did you mean 'student_logits'",
     HEAD + '@loss(per="token")\ndef mine(zzz: BT):\n    return 0': "no tensor is called 'zzz'; known: ",
     HEAD + '@loss(per="token")\ndef mine(student_logits):\n    return 0': "student_logits has no shape",

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 SIDES = ("student", "teacher")
@@ -18,7 +18,8 @@ SCORES = frozenset({"label_logp", "boundary_logp", "eos_logp", "top_logp", "top_
 AUTOENCODER_LEAVES = frozenset(  # of byte strings, not of running text
     {"byte_labels", "byte_logits", "latents", "cells", "level_shares"}
 )
-MODEL_LEAVES = SCORES | {"hidden", "embeds", "layers", "qkv", "logits"}
+TAPPED = frozenset({"qkv", "queries", "keys", "values", "attention_output", "mlp_output"})  # inside of every layer
+MODEL_LEAVES = SCORES | TAPPED | {"hidden", "embeds", "layers", "logits", "attentions", "entropy"}
 SHARED_LEAVES = frozenset({"space_after"})  # of the data, without a side
 PAIR_LEAVES = frozenset(
     {"exact_pairs", "mined_pairs", "unbiased_pairs", "mined_ids", "projection_ids", "projection_weights"}
@@ -32,6 +33,18 @@ BY_TASK: dict[str, tuple[str, ...]] = {  # what the task computes from what both
     "dual_student_logits": _DUAL,
     "dual_teacher_logits": _DUAL,
 }
+_STATES = {"states": "layers", "last_states": "hidden", "attention_states": "attention_output", "mlp_states": "mlp_output"}
+PAIRED: dict[str, tuple[str, ...]] = {  # of pairs of layers, made by the task from the options of the loss that asks
+    **{f"{side}_{name}": (f"{side}_{leaf}",) for side in SIDES for name, leaf in _STATES.items()},
+    **{f"{side}_maps": (f"{side}_attentions",) for side in SIDES},
+    **{f"{side}_{name}": (f"{side}_{name}",) for side in SIDES for name in ("queries", "keys", "values")},
+    "pair_weights": (),
+}
+
+
+def row_mask(label_mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B 1"]:
+    """Rows with at least two scored positions, for what compares the positions of a row with each other."""
+    return label_mask.sum(1, keepdim=True) > 1
 
 
 def chunk_logp(
@@ -110,6 +123,7 @@ def at_least_float32(values: Tensor) -> Tensor:
 DERIVED: dict[str, Callable[..., Tensor]] = {
     f.__name__: f
     for f in (
+        row_mask,
         chunk_logp,
         chunk_tokens,
         chunk_boundary_logp,
@@ -139,10 +153,22 @@ def inputs_of(name: str) -> list[str]:
         return list(BY_TASK[name])
     if name in SHARED_LEAVES | PAIR_LEAVES or name.endswith(STEP_MEAN):
         return []
+    if is_paired(name) or name in PAIRED.keys() - _leaf_names():
+        return list(PAIRED[name.rpartition(".")[2]])
     side, _, base = name.partition("_")
     if side not in SIDES or base not in DATA_LEAVES | MODEL_LEAVES | AUTOENCODER_LEAVES | DERIVED.keys():
         raise KeyError(f"no quantity is called {name!r}")
     return [f"{side}_{p}" for p in inspect.signature(DERIVED[base]).parameters] if base in DERIVED else []
+
+
+def is_paired(name: str) -> bool:
+    """Whether a tensor is made of pairs of layers for one loss, as in `cka.student_states`."""
+    owner, _, paired = name.rpartition(".")
+    return bool(owner) and paired in PAIRED
+
+
+def _leaf_names() -> set[str]:
+    return {f"{side}_{name}" for side in SIDES for name in MODEL_LEAVES}
 
 
 def leaves_of(names: Iterable[str]) -> set[str]:
@@ -165,7 +191,7 @@ class Quantities(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._known:
-            parents = [] if name in BY_TASK else inputs_of(name)
+            parents = [] if name in BY_TASK or is_paired(name) else inputs_of(name)
             if not parents:
                 raise KeyError(f"the task did not yield {name!r}; it yields {sorted(self._known)}")
             fn = BOTH_SIDES[name] if name in BOTH_SIDES else DERIVED[name.partition("_")[2]]

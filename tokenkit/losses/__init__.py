@@ -1,6 +1,6 @@
 """The registry of losses: the folder is the list, a signature is the interface, the schema and the help.
 
-A loss is a pure function of named tensors that returns one value per token or chunk. Positional parameters name
+A loss is a pure function of named tensors that returns one value per token, chunk or row. Positional parameters name
 tensors, keyword-only parameters are options and become run-file keys. Which units count is a function of its own
 (`units`), because the number of units of the whole step must be known before the first backward pass. It returns a
 mask; a weight and a count per unit where the mean is not over units alone; or `Units` where the loss is a sum of
@@ -20,10 +20,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenkit.config import UserError
-from tokenkit.quantities import AUTOENCODER_LEAVES, STEP_MEAN
+from tokenkit.quantities import AUTOENCODER_LEAVES, PAIRED, STEP_MEAN
 
-Per = Literal["token", "chunk"]
-UNITS_PER: dict[Per, str] = {"token": "student_label_mask", "chunk": "chunk_mask"}
+Per = Literal["token", "chunk", "row"]
+UNITS_PER: dict[Per, str] = {"token": "student_label_mask", "chunk": "chunk_mask", "row": "student_row_mask"}
+STATES_OF = {"block": "states", "attention": "attention_states", "mlp": "mlp_states"}
 Options = Mapping[str, Any]
 
 
@@ -88,8 +89,15 @@ class Loss:
         return _parameters(self.step_mean, inspect.Parameter.POSITIONAL_OR_KEYWORD) if self.step_mean else ()
 
     @property
+    def paired(self) -> bool:
+        """Whether it compares pairs of layers, position by position; its option `layers` says which."""
+        return any(name in PAIRED for name in self.tensors)
+
+    @property
     def one_vocabulary(self) -> bool:
-        """Whether the logits of both sides, or their best ids' scores, share their last axis in the signature."""
+        """Whether positions are compared, or the last axis of both sides' logits or best ids' scores is one."""
+        if self.paired:
+            return True
         annotations = inspect.get_annotations(self.fn)
         pairs = [[f"{side}_{name}" for side in ("student", "teacher")] for name in ("logits", "top_logp")]
         axes = [[annotations[n].dim_str.split()[-1] for n in pair if n in annotations] for pair in pairs]
@@ -108,6 +116,8 @@ class Loss:
     def named(self, parameters: tuple[str, ...], options: Options) -> list[str]:
         """The tensors that parameters stand for under these options."""
         other = {STEP_MEAN: self.step_mean_name, **(self.reads(options) if self.reads else {})}
+        if self.paired:
+            other |= {name: f"{self.name}.{_paired_of(name, options)}" for name in parameters if name in PAIRED}
         return [other.get(name, name) for name in parameters]
 
     @property
@@ -158,6 +168,16 @@ LOSSES: dict[str, Loss] = {}
 
 def _parameters(fn: Callable[..., Any], kind: Any) -> tuple[str, ...]:
     return tuple(name for name, p in inspect.signature(fn).parameters.items() if p.kind is kind)
+
+
+def _paired_of(name: str, options: Options) -> str:
+    """Which states of a pair of layers are meant; the last ones alone need no other to be kept."""
+    side, _, kind = name.partition("_")
+    if kind != "states":
+        return name
+    of = options.get("of", "block")
+    alone = of == "block" and options["layers"] == "last" and not options.get("include_embeddings", False)
+    return f"{side}_last_states" if alone else f"{side}_{STATES_OF[of]}"
 
 
 def loss(

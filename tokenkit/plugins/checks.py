@@ -10,9 +10,10 @@ from torch.autograd.gradcheck import GradcheckError
 
 from tokenkit.losses import Loss
 from tokenkit.plugins.load import axes_of, signature_problems
-from tokenkit.quantities import BY_TASK, STEP_MEAN, Quantities, leaves_of
+from tokenkit.quantities import BY_TASK, PAIRED, STEP_MEAN, Quantities, is_paired, leaves_of
 
 SIZES = {"B": 3, "T": 9, "V": 11, "C": 5}
+LAYER_PAIRS, HEADS, STATE_CHANNELS = 2, 2, 8
 PADDING = {"T": 3, "C": 2}  # positions and chunks that padding adds
 BOUNDARY_TOKENS, TOP, LATENTS, LEVELS = 4, 6, 7, 8
 
@@ -54,8 +55,12 @@ def example(entry: Loss, seed: int, dtype: torch.dtype = torch.float64, scale: f
     for side in ("student", "teacher"):
         leaves |= {f"{side}_{name}": value.clone() for name, value in _side(generator, scale).items()}
     leaves |= _pair(generator)
+    leaves["pair_weights"] = torch.full((LAYER_PAIRS,), 1 / LAYER_PAIRS, dtype=torch.float64)
     leaves["space_after"] = torch.rand(SIZES["B"], SIZES["C"], generator=generator) < 0.7
+    leaves |= {name: leaves[name.rpartition(".")[2]] for name in _axes(entry) if is_paired(name)}
     for name, axes in _axes(entry).items():
+        if is_paired(name):
+            continue
         for leaf in sorted({name} if name in BY_TASK else leaves_of([name]) - leaves.keys()):
             if leaf != name:
                 raise Broken(f"no example of the tensor {leaf!r} is known here")
@@ -80,7 +85,14 @@ def _side(generator: torch.Generator, scale: float) -> dict[str, Tensor]:
     label_logp = logp.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1).masked_fill(~scored, 0.0)
     top, ids = logp.sort(-1, descending=True)
     token_mask = torch.arange(length).expand(rows, -1) < length - 1
+    states = torch.randn(rows, length, LAYER_PAIRS, STATE_CHANNELS, generator=generator, dtype=torch.float64)
+    maps = torch.randn(rows, LAYER_PAIRS, HEADS, length, length, generator=generator, dtype=torch.float64)
+    maps = maps.masked_fill(~torch.ones(length, length, dtype=torch.bool).tril(), -torch.inf).softmax(-1)
     return {
+        **dict.fromkeys((name.partition("_")[2] for name in PAIRED if name.endswith("states")), states),
+        **dict.fromkeys(("queries", "keys", "values"), states),
+        "maps": maps,
+        "entropy": -(logp.exp() * logp).sum(-1),
         "logits": logits,
         "hidden": logits,
         "embeds": logits,
@@ -143,12 +155,17 @@ def _axes(entry: Loss) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for fn, parameters in ((entry.fn, entry.tensors), (entry.units, entry.unit_tensors)):
         if fn is None:
-            found |= {name: ["B", "T" if entry.per == "token" else "C"] for name in parameters}
+            found |= {name: ["B", {"token": "T", "chunk": "C", "row": "1"}[entry.per]] for name in parameters}
             continue
         signature_ = inspect.signature(fn).parameters
         for parameter, name in zip(parameters, entry.named(parameters, defaults(entry))):
             found[name] = axes_of(signature_[parameter].annotation) or []
     return found
+
+
+def side_of(name: str) -> str:
+    """The side of a tensor, of one that is made for one loss too."""
+    return name.rpartition(".")[2].partition("_")[0]
 
 
 def defaults(entry: Loss) -> dict[str, object]:
@@ -170,7 +187,7 @@ def _masked(entry: Loss, tensors: Mapping[str, Tensor]) -> Tensor:
 
 def _student_floats(entry: Loss, tensors: Mapping[str, Tensor]) -> list[str]:
     names = entry.named(entry.tensors, defaults(entry))
-    return [name for name in names if name.startswith("student_") and tensors[name].is_floating_point()]
+    return [name for name in names if side_of(name) == "student" and tensors[name].is_floating_point()]
 
 
 def _gradients(entry: Loss, tensors: dict[str, Tensor], names: list[str]) -> list[Tensor]:
@@ -241,6 +258,8 @@ def masked_units(entry: Loss) -> str:
     counted = {"T": quantities["student_label_mask"], "S": quantities["teacher_label_mask"]}
     counted["C"] = chunks | mask if mask.shape == chunks.shape else chunks
     counted["T"] = counted["T"] | mask if mask.shape == counted["T"].shape else counted["T"]
+    if "student_token_mask" in entry.tensors:  # what is read and not learnt may be looked at
+        counted["T"] = counted["T"] | quantities["student_token_mask"]
     expected = _masked(entry, tensors).sum()
     replaced, dead = dict(tensors), {}
     for name, axes in _axes(entry).items():
@@ -304,16 +323,19 @@ def padding(entry: Loss) -> str:
 
 def _padded(axes: list[str], name: str, tensor: Tensor) -> Tensor:
     axis = "C" if name.endswith("_chunk_end") or axes[1:2] == ["C"] else "T"
-    if tensor.shape[:1] != (SIZES["B"],) or (axes and axes[1:2] not in ([axis], ["S"])):
+    if tensor.shape[:1] != (SIZES["B"],) or not (set(axes[1:]) & {axis, "S", "T2"} or not axes):
         return tensor  # neither positions nor chunks
-    shape = (tensor.shape[0], PADDING[axis], *tensor.shape[2:])
-    empty = False if tensor.dtype == torch.bool else -1
-    return torch.cat([tensor, torch.full(shape, empty, dtype=tensor.dtype)], 1)
+    places = [i for i, name in enumerate(axes) if i and name in (axis, "S", "T2")] if axes else [1]
+    for place in places:
+        shape = [PADDING[axis] if i == place else size for i, size in enumerate(tensor.shape)]
+        empty = False if tensor.dtype == torch.bool else -1
+        tensor = torch.cat([tensor, torch.full(shape, empty, dtype=tensor.dtype)], place)
+    return tensor
 
 
 def equal_sides(entry: Loss) -> str:
     """Only told: what comes out when the student is its teacher."""
-    leaves = {name: t for name, t in example(entry, 7).items() if name.startswith("teacher_")}
+    leaves = {name: t for name, t in example(entry, 7).items() if side_of(name) == "teacher"}
     leaves |= {name.replace("teacher_", "student_"): t.clone() for name, t in leaves.items()}
     own = {name: t for name, t in example(entry, 7).items() if name not in leaves} | one_vocabulary()
     values = _masked(entry, Quantities(own, leaves))

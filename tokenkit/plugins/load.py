@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from tokenkit.config import UserError
-from tokenkit.losses import LOSSES, Loss
+from tokenkit.losses import LOSSES, UNITS_PER, Loss
 from tokenkit.quantities import (
     AUTOENCODER_LEAVES,
     BOTH_SIDES,
@@ -24,6 +24,7 @@ from tokenkit.quantities import (
     DERIVED,
     MODEL_LEAVES,
     PAIR_LEAVES,
+    PAIRED,
     SHARED_LEAVES,
     SIDES,
     inputs_of,
@@ -102,8 +103,10 @@ def signature_problems(entry: Loss) -> list[str]:
                 problems += _option_problems(name, parameter)
             elif name not in entry.options:
                 problems.append(f"{name} is an option of its units, and not of the loss; give both the option")
-    if entry.per not in ("token", "chunk"):
-        problems.append(f"per={entry.per!r}; write per='token' or per='chunk'")
+    if entry.per not in UNITS_PER:
+        problems.append(f"per={entry.per!r}; write per='token', per='chunk' or per='row'")
+    if entry.paired and "layers" not in entry.options:
+        problems.append("compares pairs of layers, so it needs an option layers; write layers: Layers = 'last'")
     return problems
 
 
@@ -140,7 +143,7 @@ def tensor_names() -> list[str]:
     """Every tensor that a loss may ask for."""
     leaves = DATA_LEAVES | MODEL_LEAVES | AUTOENCODER_LEAVES
     sided = [f"{side}_{base}" for side in SIDES for base in leaves | set(DERIVED)]
-    return [*sorted({*sided, *BY_TASK}), *sorted(SHARED_LEAVES | PAIR_LEAVES), *BOTH_SIDES]
+    return [*sorted({*sided, *BY_TASK}), *sorted({*PAIRED} | SHARED_LEAVES | PAIR_LEAVES), *BOTH_SIDES]
 
 
 def axes_of(annotation: Any) -> list[str] | None:
