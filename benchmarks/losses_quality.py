@@ -29,7 +29,9 @@ from tokenkit.train.balance import build_balance
 from tokenkit.train.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
 from tokenkit.train.step import accumulate_gradients
 from tokenkit.train.tasks.distill import TextTask
-from tokenkit.verbs.distill import DistillRun, measurement, prepare
+from tokenkit.verbs.distill import measurement
+from tokenkit.verbs.distill_run import DistillRun
+from tokenkit.verbs.prepare import prepare
 from tokenkit.verbs.sides import objective_of, pair_of
 
 METHODS = {  # losses of a run file, and how they share a step

@@ -11,7 +11,8 @@ from typing import Any
 
 from tokenkit.config import load
 from tokenkit.train.folder import RUN_FILE
-from tokenkit.verbs.distill import DistillRun, distill
+from tokenkit.verbs.distill import distill
+from tokenkit.verbs.distill_run import DistillRun
 
 RUN = Path(__file__).parents[1] / "runs" / "distill" / "stories260k_to_gpt2.yaml"
 TARGETS = {name: f"../shared/data/tokenizers/{name}" for name in ("gpt2", "llama3", "qwen2")} | {"byte": "byte"}

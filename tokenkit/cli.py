@@ -55,13 +55,26 @@ def transfer(words: Words = None, dry_run: DryRun = False) -> None:
 @app.command()
 def distill(words: Words = None, dry_run: DryRun = False, resume: Resume = False, quiet: Quiet = False) -> None:
     """Transfer a model to another tokenizer and train it under what it was, or under another teacher."""
-    from tokenkit.verbs.distill import DistillRun, distill
+    from tokenkit.verbs.distill import distill
+    from tokenkit.verbs.distill_run import DistillRun
 
     run = load(DistillRun, words or [])
     if not shown(run, dry_run):
         results = distill(run, resume=resume, quiet=quiet)
         print_values({key: value for key, value in results.items() if key not in ("transfer", "losses")})
         print_values({"model": str(run.output / "model"), "page": str(run.output / "report.html")})
+
+
+@app.command()
+def sweep(words: Words = None, dry_run: DryRun = False, quiet: Quiet = False, keep_going: KeepGoing = False) -> None:
+    """Run a grid, a list or random draws of runs; compare them at equal text and at equal steps."""
+    from tokenkit.verbs.sweep import SweepRun, sweep
+
+    run = load(SweepRun, words or [])
+    if not shown(run, dry_run):
+        results = sweep(run, quiet=quiet)
+        print_values(results)
+        leave_failed(results["failed"], keep_going or run.keep_going)
 
 
 @app.command()

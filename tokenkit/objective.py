@@ -15,6 +15,9 @@ from tokenkit.losses import LOSSES, Loss, Units
 from tokenkit.quantities import BY_TASK, MODEL_LEAVES, PAIR_LEAVES, SHARED_LEAVES, with_inputs
 from tokenkit.schedule import Schedule
 
+TokenWeight = Literal["none", "entropy", "certainty"]
+TEACHER_ENTROPY = "teacher_entropy"
+
 
 class LossConfig(Config):
     """What every loss has in a run file, beside its own options."""
@@ -23,6 +26,8 @@ class LossConfig(Config):
     """Factor of the loss's mean in the sum that is minimised."""
     schedule: Schedule | None = None
     """Course of that factor over the steps: `linear(0,1,1000)`, `constant(1)`, `cosine(1000)`, or its keys."""
+    token_weight: TokenWeight = "none"
+    """What each position counts for beside the others: the teacher's entropy H there, or exp(-H), its certainty."""
 
     @model_validator(mode="before")
     @classmethod
@@ -84,6 +89,7 @@ class Term:
     weight: float
     options: Mapping[str, Any]
     schedule: Schedule | None = None
+    token_weight: TokenWeight = "none"
 
     @property
     def tensors(self) -> list[str]:
@@ -93,12 +99,22 @@ class Term:
     @property
     def unit_tensors(self) -> list[str]:
         """The tensors that tell which units count."""
-        return self.loss.named(self.loss.unit_tensors, self.options)
+        own = self.loss.named(self.loss.unit_tensors, self.options)
+        return own if self.token_weight == "none" else [*own, TEACHER_ENTROPY]
 
     @property
     def step_tensors(self) -> list[str]:
         """The tensors that a mean over the whole step is computed from."""
         return self.loss.named(self.loss.step_tensors, self.options)
+
+    def units(self, tensors: Mapping[str, Tensor]) -> Units:
+        """What counts of a microbatch; with token weights, whose mean over the step is 1, how much."""
+        found = self.loss.units_of(tensors, self.options)
+        if self.token_weight == "none":
+            return found
+        entropy = tensors[TEACHER_ENTROPY].to(found.weight.dtype)
+        weight = entropy if self.token_weight == "entropy" else (-entropy).exp()
+        return Units(found.weight * weight, found.count * weight, found.part)
 
     @cached_property
     def names(self) -> set[str]:
@@ -121,7 +137,11 @@ class Objective:
             if options is not None:
                 values = options.model_dump()
                 own = {name: values[name] for name in entry.options}
-                terms.append(Term(entry, values["weight"], own, options.schedule))
+                if options.token_weight != "none" and entry.per != "token":
+                    raise UserError(
+                        f"losses.{name}.token_weight: this loss has a value per {entry.per}, not per token; leave it out"
+                    )
+                terms.append(Term(entry, values["weight"], own, options.schedule, options.token_weight))
         if not terms:
             names = ", ".join(section.known)
             raise UserError(f"losses: empty; name at least one of {names}, for example losses.alm={{}}")
@@ -199,7 +219,7 @@ class Objective:
     def units(self, tensors: Mapping[str, Tensor]) -> dict[str, Units]:
         """What a microbatch is averaged over, by loss."""
         with torch.no_grad():
-            return {term.loss.name: term.loss.units_of(tensors, term.options) for term in self.terms}
+            return {term.loss.name: term.units(tensors) for term in self.terms}
 
     def sums(self, tensors: Mapping[str, Tensor], units: Mapping[str, Units]) -> dict[str, Tensor]:
         """The sums of each loss's parts over a microbatch, Float[P]; the step's counts are yet to divide them."""

@@ -15,9 +15,11 @@ from tokenkit.models.generate import generate
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.train.loop import Interrupted
 from tokenkit.transfer.apply import transfer_model
-from tokenkit.verbs.distill import DistillRun, distill, prepare
+from tokenkit.verbs.distill import distill
+from tokenkit.verbs.distill_run import DistillRun
 from tokenkit.verbs.evaluate import EvalRun, evaluate
 from tokenkit.verbs.model import ModelChoice, load_pair
+from tokenkit.verbs.prepare import prepare
 
 
 def slow(token_bytes, row):

@@ -135,5 +135,5 @@ def test_attention_of_unknown_layers_is_refused_in_one_line(model, ids):
     for layer in model.base_model.layers:
         layer.self_attn.mixed = layer.self_attn.q_proj
         del layer.self_attn.q_proj
-    with pytest.raises(UserError, match="no query, key and value layers are known in llama; write states=last"):
+    with pytest.raises(UserError, match="no query, key and value layers are known in llama; take a loss over hidden"):
         ModelView(model).leaves({"qkv"}, ids, ids)

@@ -27,7 +27,8 @@ from tokenkit.train.recipe import LOSSES
 from tokenkit.train.step import accumulate_gradients
 from tokenkit.train.tasks.autoencode import AutoencodeTask, rare, saturated, unused
 from tokenkit.train.tokenizer_trainer import TokenizerCheckpoint, TokenizerTrainer
-from tokenkit.verbs.distill import DistillRun, distill
+from tokenkit.verbs.distill import distill
+from tokenkit.verbs.distill_run import DistillRun
 from tokenkit.verbs.tokenizer.checklist import checklist_run
 from tokenkit.verbs.tokenizer.pretrain import TokenizerPretrainRun, pretrain_tokenizer
 

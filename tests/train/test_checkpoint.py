@@ -17,7 +17,8 @@ from tokenkit.train.folder import RunFolder
 from tokenkit.train.loop import Interrupted
 from tokenkit.train.optimizer import build_optimizer, learning_rate_factor
 from tokenkit.train.schema import OptimizerConfig
-from tokenkit.verbs.distill import DistillRun, distill
+from tokenkit.verbs.distill import distill
+from tokenkit.verbs.distill_run import DistillRun
 
 
 def trained(seed=0):

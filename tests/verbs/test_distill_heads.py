@@ -9,7 +9,9 @@ from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GPTJC
 from tokenkit.config import build, parse_yaml
 from tokenkit.models.load import load_model, output_head
 from tokenkit.models.view import ModelView
-from tokenkit.verbs.distill import DistillRun, distill, prepare
+from tokenkit.verbs.distill import distill
+from tokenkit.verbs.distill_run import DistillRun
+from tokenkit.verbs.prepare import prepare
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 GPTJ = {"n_embd": 32, "n_layer": 2, "n_head": 2, "rotary_dim": 8, "n_positions": 256}

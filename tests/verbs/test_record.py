@@ -18,7 +18,8 @@ from tokenkit.config import UserError, build, dump_yaml, resolved
 from tokenkit.data.records import MANIFEST, Record, Recording, read_manifest
 from tokenkit.tokenizers.train import train_tokenizer
 from tokenkit.verbs import distill as distill_verb
-from tokenkit.verbs.distill import DistillRun, distill
+from tokenkit.verbs.distill import distill
+from tokenkit.verbs.distill_run import DistillRun
 from tokenkit.verbs.record import RecordRun, record
 
 

@@ -5,7 +5,7 @@ with the start token, which is given and not scored; no other special token is s
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +66,24 @@ def bits_per_byte(
     batch_tokens: int = 16384,
 ) -> BitsPerByte:
     """Bits per byte of documents under a model in its sliding context."""
+    rows, num_tokens = _rows(tokenizer, documents, context_tokens, stride_tokens)
+    nats = sum(_score(view, batch) for batch in _batches(rows, batch_tokens))
+    num_bytes = sum(len(document.encode()) for document in documents)
+    return BitsPerByte(nats / (math.log(2) * num_bytes), nats, num_bytes, num_tokens)
+
+
+def scored_batches(
+    view: ModelView, tokenizer: Tokenizer, documents: Sequence[str], config: EvalConfig
+) -> Iterator[tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]]:
+    """Inputs and labels on the model's device, every byte scored once; a label below 0 is not scored."""
+    rows, _ = _rows(tokenizer, [*documents], config.context_tokens, config.stride_tokens)
+    return (_tensors(view, batch) for batch in _batches(rows, config.batch_tokens))
+
+
+def _rows(
+    tokenizer: Tokenizer, documents: list[str], context_tokens: int, stride_tokens: int | None
+) -> tuple[list[tuple[list[int], int]], int]:
+    """Token windows with the first place that is scored in each, shortest first, and how many tokens are scored."""
     stride = stride_tokens or max(1, context_tokens // 2)
     if stride >= context_tokens:
         raise UserError(f"eval.stride_tokens: {stride} leaves no context of {context_tokens} tokens; write less")
@@ -77,10 +95,7 @@ def bits_per_byte(
         # every window begins with the start token, as every training row does: some models lean on it
         windows = context_windows(len(ids), context_tokens, stride)
         rows += [([tokenizer.start_id(), *ids[s + 1 : e]], first - s) for s, e, first in windows]
-    rows.sort(key=lambda row: len(row[0]))
-    nats = sum(_score(view, batch) for batch in _batches(rows, batch_tokens))
-    num_bytes = sum(len(document.encode()) for document in documents)
-    return BitsPerByte(nats / (math.log(2) * num_bytes), nats, num_bytes, num_tokens)
+    return sorted(rows, key=lambda row: len(row[0])), num_tokens
 
 
 def _batches(rows: list[tuple[list[int], int]], batch_tokens: int) -> Iterator[list[tuple[list[int], int]]]:
@@ -95,12 +110,15 @@ def _batches(rows: list[tuple[list[int], int]], batch_tokens: int) -> Iterator[l
 
 
 def _score(view: ModelView, rows: list[tuple[list[int], int]]) -> float:
+    inputs, labels = _tensors(view, rows)
+    return -view.leaves({"label_logp"}, inputs, labels)["label_logp"].double().sum().item()
+
+
+def _tensors(view: ModelView, rows: list[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
     length = max(len(ids) for ids, _ in rows)
     inputs: Int[Tensor, "B T"] = torch.zeros(len(rows), length, dtype=torch.long)
     labels = torch.full_like(inputs, -1)
     for number, (ids, first) in enumerate(rows):
         inputs[number, : len(ids)] = torch.tensor(ids)
         labels[number, first - 1 : len(ids) - 1] = torch.tensor(ids[first:])
-    device = view.model.device
-    leaves = view.leaves({"label_logp"}, inputs.to(device), labels.to(device))
-    return -leaves["label_logp"].double().sum().item()
+    return inputs.to(view.model.device), labels.to(view.model.device)

@@ -98,8 +98,9 @@ def logits_under(view: ModelView, hidden: Float[Tensor, "B T D"]) -> Float[Tenso
 class Projectors(nn.Module):
     """What the losses of a run have learnt along, by name; empty where they need nothing."""
 
-    def __init__(self, wanted: set[str], student: ModelView, teacher_width: int):
+    def __init__(self, wanted: set[str], student: ModelView, teacher_width: int, paired: Mapping[str, nn.Module]):
         super().__init__()
+        self.paired = nn.ModuleDict(paired)
         width = student.head().shape[1]
         if "student_projected_hidden" in wanted:
             self.hidden = HiddenProjection(width, teacher_width)
@@ -108,4 +109,14 @@ class Projectors(nn.Module):
 
     def named(self) -> Mapping[str, nn.Parameter]:
         """Its parameters as they are called in checkpoints and learning-rate groups."""
-        return {f"projectors.{name}": parameter for name, parameter in self.named_parameters()}
+        found = {f"projectors.{name}": parameter for name, parameter in self.named_parameters()}
+        return {name: parameter for name, parameter in found.items() if parameter.requires_grad}
+
+    def memory(self) -> dict[str, Tensor]:
+        """What they remember without a gradient: running statistics, what a teacher was measured to be."""
+        return {f"projectors.{name}": buffer for name, buffer in self.named_buffers()}
+
+    def recall(self, tensors: Mapping[str, Tensor]) -> None:
+        """Puts back what `memory` gave."""
+        for name, buffer in self.memory().items():
+            buffer.copy_(tensors[name])

@@ -15,12 +15,13 @@ from transformers import PreTrainedModel
 from tokenkit.config import UserError
 from tokenkit.models.load import head_matrix, input_matrix, logit_settings, output_head
 from tokenkit.models.lora import lora_disabled
-from tokenkit.models.tap import queries_keys_values
-from tokenkit.quantities import at_least_float32
+from tokenkit.models.tap import tapped
+from tokenkit.quantities import TAPPED, at_least_float32
 from tokenkit.scores import LogitForm, scores_at, token_scores, token_scores_of_logits, top_k_scores
 
 TOP = frozenset({"top_logp", "top_ids", "tail_logp"})
-STATES = frozenset({"embeds", "layers"})  # leaves for which the body has to return what every layer made
+RETURNED = {"embeds": "output_hidden_states", "layers": "output_hidden_states", "attentions": "output_attentions"}
+ENTROPY_POSITIONS = 256  # positions whose logits exist at the same time
 
 
 class ModelView:
@@ -29,10 +30,23 @@ class ModelView:
     A self-distilling teacher is such a view: the same weights, the tables from before the transfer, no adapters.
     """
 
-    def __init__(self, model: PreTrainedModel, *, tables: Mapping[str, Tensor] | None = None, adapters: bool = True):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        tables: Mapping[str, Tensor] | None = None,
+        adapters: bool = True,
+        rows: int | None = None,
+    ):
+        """`rows`: only the first so many ids are scored, as if the head had no others."""
         self.model = model
         self.tables = dict(tables or {})
         self.adapters = adapters
+        self.rows = rows
+
+    def limited(self, rows: int) -> "ModelView":
+        """The same model, with a head of the first `rows` ids."""
+        return ModelView(self.model, tables=self.tables, adapters=self.adapters, rows=rows)
 
     @property
     def vocab_rows(self) -> int:
@@ -41,12 +55,12 @@ class ModelView:
 
     def head(self) -> Float[Tensor, "V D"]:
         """The output matrix: one row per id."""
-        return self.tables.get("head", head_matrix(self.model))
+        return self.tables.get("head", head_matrix(self.model))[: self.rows]
 
     def form(self) -> LogitForm:
         """What the model does to head @ hidden before it calls the result logits."""
         bias = self.tables.get("bias", output_head(self.model).bias)
-        return LogitForm(bias, **logit_settings(self.model))
+        return LogitForm(None if bias is None else bias[: self.rows], **logit_settings(self.model))
 
     def hidden(self, inputs: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Last hidden states, as the head reads them. Right padding needs no mask under causal attention."""
@@ -83,15 +97,17 @@ class ModelView:
         or of the `top_ids` of another one.
         """
         found: dict[str, Tensor] = {}
-        with queries_keys_values(self.model, "qkv" in needs) as tapped:
-            output = self._body(inputs, **({"output_hidden_states": True} if needs & STATES else {}))
-        if needs & STATES:
+        returned = {option: True for name, option in RETURNED.items() if name in needs}
+        with tapped(self.model, needs & TAPPED) as tap:
+            output = self._body(inputs, **returned)
+        if "output_hidden_states" in returned:
             states = output.hidden_states
             found["embeds"] = states[0]
             if "layers" in needs:
                 found["layers"] = torch.stack([*states[:-1], output.last_hidden_state], 2)
-        if "qkv" in needs:
-            found["qkv"] = tapped.stacked()
+        if "attentions" in needs:
+            found["attentions"] = torch.stack(output.attentions, 1)
+        found |= tap.leaves()
         hidden = self._as_computed(output.last_hidden_state)
         found["hidden"] = hidden
         if "logits" in needs:
@@ -101,6 +117,8 @@ class ModelView:
             found["label_logp"], _ = self._scores(found, labels, None)
         for name in masses:
             found["label_logp"], found[name] = self._scores(found, labels, sets[name])
+        if "entropy" in needs:
+            found["entropy"] = self._entropy(hidden)
         if needs & TOP:
             found |= self._top(hidden, top_k, top_ids)
         return {name: tensor for name, tensor in found.items() if name in needs}
@@ -110,6 +128,15 @@ class ModelView:
         if "logits" in found:
             return token_scores_of_logits(found["logits"], labels, tokens)
         return token_scores(found["hidden"], self.head(), labels, tokens, self.form())
+
+    @torch.no_grad()
+    def _entropy(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T"]:
+        """Of the next-token distribution of each position, in nats; without gradients."""
+        found = []
+        for some in hidden.flatten(0, 1).split(ENTROPY_POSITIONS):
+            logp = self.form()(at_least_float32(some @ self.head().to(some.dtype).T)).log_softmax(-1)
+            found.append(-torch.where(logp > -torch.inf, logp.exp() * logp, 0).sum(-1))
+        return torch.cat(found).view(hidden.shape[:2])
 
     def _top(self, hidden: Tensor, top_k: int | None, top_ids: Tensor | None) -> dict[str, Tensor]:
         if top_ids is not None:

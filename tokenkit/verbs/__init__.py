@@ -9,7 +9,7 @@ RUNS = {
     "demo": "demo.DemoRun",
     "pretrain": "pretrain.PretrainRun",
     "transfer": "transfer.TransferRun",
-    "distill": "distill.DistillRun",
+    "distill": "distill_run.DistillRun",
     "record": "record.RecordRun",
     "eval": "evaluate.EvalRun",
     "align": "align.AlignRun",

@@ -17,7 +17,8 @@ from tokenkit.report.page import write_page
 from tokenkit.report.tables import bits_per_byte_rows, bits_per_byte_table, markdown_table
 from tokenkit.train.folder import RUN_FILE, RunFolder, write_json, write_text
 from tokenkit.train.schema import TrainConfig
-from tokenkit.verbs.distill import DistillRun, ReportConfig, distill
+from tokenkit.verbs.distill import distill
+from tokenkit.verbs.distill_run import DistillRun, ReportConfig
 from tokenkit.verbs.model import ModelChoice
 from tokenkit.version import __version__
 

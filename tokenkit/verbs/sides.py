@@ -13,7 +13,7 @@ from tokenkit.objective import LossesSection, Objective
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.tokenizers.spec import TokenizerSpec
-from tokenkit.train.tasks.distill import TOP
+from tokenkit.train.tasks.distill import TOP, common_rows
 from tokenkit.transfer.apply import TransferReport
 from tokenkit.verbs.model import ModelChoice
 from tokenkit.verbs.record import data_identity, teacher_identity
@@ -38,7 +38,7 @@ def objective_of(losses: LossesSection, sides: Sides) -> Objective:
     own, other = sides.student_tokenizer, sides.teacher_tokenizer
     objective.check_vocabularies(own.vocab_size, other.vocab_size, own.fingerprint == other.fingerprint)
     if isinstance(sides.teacher, ModelView):
-        _check_rows(objective, sides.student, sides.teacher)
+        common_rows(objective, sides.student, own, sides.teacher)
         _check_states(objective, sides.student, sides.teacher)
     _check_width(objective, sides)
     return objective
@@ -59,19 +59,10 @@ def pair_of(data: DataConfig, sides: Sides) -> Pair:
     )
 
 
-def _check_rows(objective: Objective, student: ModelView, teacher: ModelView) -> None:
-    """One tokenizer is not enough where logits are compared entry by entry: heads are padded differently."""
-    single = [term.loss.name for term in objective.terms if term.loss.one_vocabulary]
-    if single and student.vocab_rows != teacher.vocab_rows:
-        raise UserError(
-            f"losses.{single[0]}: the student's head has {student.vocab_rows:,} rows and the teacher's "
-            f"{teacher.vocab_rows:,}; give both the same number with resize_token_embeddings, or use alm"
-        )
-
-
 def _check_states(objective: Objective, student: ModelView, teacher: ModelView) -> None:
+    whole = {name for term in objective.terms if not term.loss.paired for name in term.names}
     for name in ("layers", "qkv"):
-        if f"student_{name}" in objective.names:
+        if f"student_{name}" in whole:
             own, theirs = state_shape(student, name), state_shape(teacher, name)
             if own != theirs:
                 raise UserError(

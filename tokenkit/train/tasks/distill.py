@@ -13,6 +13,7 @@ from tokenkit.align.boundary import boundary_tokens
 from tokenkit.config import UserError
 from tokenkit.data.batch import Batch
 from tokenkit.losses import LOSSES
+from tokenkit.models.paired import Paired
 from tokenkit.models.projectors import Projectors, logits_under, no_later
 from tokenkit.models.view import ModelView
 from tokenkit.objective import Objective
@@ -40,6 +41,9 @@ class TextTask:
         teacher_width: int | None = None,
         seed: int = 0,
     ):
+        self._rows = common_rows(objective, student, student_tokenizer, teacher)
+        if teacher is not None and self._rows is not None:
+            teacher = teacher.limited(self._rows)
         self.objective, self.student, self.teacher = objective, student, teacher
         self.device = student.model.device
         self.precision = precision
@@ -66,11 +70,12 @@ class TextTask:
         """Nothing follows a step."""
 
     def state(self) -> dict[str, Tensor]:
-        """Nothing but what is trained."""
-        return {}
+        """What maps that are learnt along remember: running statistics."""
+        return self.projectors.memory()
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Nothing to put back."""
+        """Puts it back."""
+        self.projectors.recall(tensors)
 
     def teacher_tensors(self, batch: Batch) -> dict[str, Tensor]:
         """What the losses ask of the teacher, without gradients."""
@@ -101,10 +106,14 @@ class TextTask:
                 f"losses.alm.boundary: the {side}'s tokenizer has no end-of-text token; write boundary=space"
             )
         leaves = view.leaves(needs, inputs, labels, self._sets[side], **top)
+        if self._rows is not None and "logits" in leaves:
+            leaves["logits"] = leaves["logits"][..., : self._rows]
         return {f"{side}_{name}": tensor for name, tensor in leaves.items()}
 
     def _learned(self, known: Mapping[str, Tensor], means: Mapping[str, Tensor]) -> dict[str, Tensor]:
         wanted, found = self.objective.by_task(), {}
+        for paired in self.projectors.paired.values():
+            found |= paired(known)
         if "student_projected_hidden" in wanted:
             found["student_projected_hidden"] = self.projectors.hidden(known["student_hidden"])
         if wanted & DUAL and self.teacher is not None:
@@ -129,8 +138,30 @@ def _projectors(
     width = teacher_width if teacher is None else teacher.head().shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = Projectors(objective.by_task(), student, width or 0)
+        terms = [term for term in objective.terms if term.loss.paired]
+        other = width or 0 if teacher is None else teacher
+        paired = {term.loss.name: Paired(term.loss, term.options, student, other) for term in terms}
+        made = Projectors(objective.by_task(), student, width or 0, paired)
     return made.to(student.model.device, student.head().dtype)
+
+
+def common_rows(
+    objective: Objective, student: ModelView, tokenizer: Tokenizer, teacher: ModelView | None
+) -> int | None:
+    """Logits that both heads have where they are compared entry by entry; heads of one vocabulary may be padded.
+
+    None where every logit is one of both. UserError where a head lacks ids of the tokenizer.
+    """
+    single = [term.loss.name for term in objective.terms if term.loss.one_vocabulary]
+    if teacher is None or not single or student.vocab_rows == teacher.vocab_rows:
+        return None
+    rows = min(student.vocab_rows, teacher.vocab_rows)
+    if rows < tokenizer.vocab_size:
+        raise UserError(
+            f"losses.{single[0]}: the student's head has {student.vocab_rows:,} rows and the teacher's "
+            f"{teacher.vocab_rows:,} for {tokenizer.vocab_size:,} ids of their tokenizer; take models with a row for each id"
+        )
+    return rows
 
 
 def _no_later(known: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

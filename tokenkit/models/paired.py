@@ -1,0 +1,87 @@
+"""Pairs of layers of two models, as one loss compares them: chosen by its mapping, aligned and weighed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tokenkit.losses import Loss
+from tokenkit.models.mapping import layer_pairs
+from tokenkit.models.view import ModelView
+from tokenkit.quantities import inputs_of, is_paired
+
+MASK = "student_token_mask"
+
+
+class PairWeights(nn.Module):
+    """Equal weights of pairs that are compared as they are; learnt ones where every layer meets every other."""
+
+    def __init__(self, count: int, learnt: bool):
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(count), requires_grad=learnt)
+
+    def pair_weights(self) -> Float[Tensor, "P"]:
+        """They sum to 1."""
+        return self.logits.softmax(0)
+
+
+class Paired(nn.Module):
+    """What one loss asks of pairs of layers, made of the leaves of both models."""
+
+    def __init__(self, loss: Loss, options: Mapping[str, Any], student: ModelView, teacher: "ModelView | int"):
+        """`teacher` is the width of its last hidden states where they were recorded."""
+        super().__init__()
+        self.names = [name for name in loss.named(loss.tensors, options) if is_paired(name)]
+        self.leaves = {name: leaf for name in self.names for leaf in inputs_of(name)}
+        counts = [num_layers(side) for side in (student, teacher)]
+        self.pairs = layer_pairs(options["layers"], *counts)
+        self.with_embeddings = bool(options.get("include_embeddings", False))
+        total = len(self.pairs) + self.with_embeddings
+        places = [(-1, -1), *self.pairs] if self.with_embeddings else self.pairs  # -1: what enters the first layer
+        if "projector" in options:
+            widths = [self._width(name, side) for name, side in (("student", student), ("teacher", teacher))]
+            from tokenkit.models.aligner import Aligner
+
+            self.parts = Aligner(options, places, *widths)
+        else:
+            self.parts = PairWeights(total, options["layers"] == "full_cross")
+
+    def forward(self, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of the loss, by the names under which it asks for them."""
+        found = {}
+        for name, leaf in self.leaves.items():
+            found[name] = self._chosen(known[leaf], leaf, 0 if leaf.partition("_")[0] == "student" else 1)
+        if not isinstance(self.parts, PairWeights):
+            student, teacher = self.leaves  # the states of both, and nothing else, are aligned
+            found[student], found[teacher] = self.parts(found[student], found[teacher], known[MASK])
+        weights = next((name for name in self.names if name not in self.leaves), None)
+        return found if weights is None else {**found, weights: self.parts.pair_weights()}
+
+    def _chosen(self, values: Tensor, leaf: str, side: int) -> Tensor:
+        """The layers of one side, in the order of the pairs; of hidden states and alike [B T P D], of maps [B P ...]."""
+        kind = leaf.partition("_")[2]
+        if kind == "hidden":
+            return values.unsqueeze(2)
+        numbers = [pair[side] for pair in self.pairs]
+        if kind == "layers":  # the input embeddings stand before the first layer
+            numbers = [number + 1 for number in numbers]
+            numbers = [0, *numbers] if self.with_embeddings else numbers
+        return values.index_select(1 if kind == "attentions" else 2, torch.tensor(numbers, device=values.device))
+
+    def _width(self, name: str, side: "ModelView | int") -> int:
+        leaf = next(leaf for leaf in self.leaves.values() if leaf.partition("_")[0] == name)
+        return side if isinstance(side, int) else channels(side, leaf.partition("_")[2])
+
+
+def num_layers(side: "ModelView | int") -> int:
+    """Blocks of a model; of a recorded teacher one, because its last states are all that is on disk."""
+    return 1 if isinstance(side, int) else side.model.config.get_text_config().num_hidden_layers
+
+
+@torch.no_grad()
+def channels(view: ModelView, leaf: str) -> int:
+    """How many channels a leaf of a model has at one position of one layer."""
+    ids = torch.zeros(1, 1, dtype=torch.long, device=view.model.device)
+    return view.leaves({leaf}, ids, ids)[leaf].shape[-1]
