@@ -28,6 +28,7 @@ LAYERS = {
     "verbs": 13,
     "cli_shared": 14,
     "cli_tokenizer": 15,
+    "cli_sweep": 15,
     "cli": 16,
 }
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")

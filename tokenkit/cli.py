@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tokenkit import cli_tokenizer
+from tokenkit import cli_sweep, cli_tokenizer
 from tokenkit.cli_shared import DryRun, Quiet, Resume, Words, print_json, print_rich, print_values, shown
 from tokenkit.config import UserError, load
 
@@ -20,6 +20,7 @@ app = typer.Typer(
     help="Give a language model a new tokenizer, a smaller body or ternary weights, and keep what it knows.",
 )
 app.add_typer(cli_tokenizer.app, name="tokenizer")
+app.add_typer(cli_sweep.app)
 
 
 @app.command()
@@ -63,18 +64,6 @@ def distill(words: Words = None, dry_run: DryRun = False, resume: Resume = False
         results = distill(run, resume=resume, quiet=quiet)
         print_values({key: value for key, value in results.items() if key not in ("transfer", "losses")})
         print_values({"model": str(run.output / "model"), "page": str(run.output / "report.html")})
-
-
-@app.command()
-def sweep(words: Words = None, dry_run: DryRun = False, quiet: Quiet = False, keep_going: KeepGoing = False) -> None:
-    """Run a grid, a list or random draws of runs; compare them at equal text and at equal steps."""
-    from tokenkit.verbs.sweep import SweepRun, sweep
-
-    run = load(SweepRun, words or [])
-    if not shown(run, dry_run):
-        results = sweep(run, quiet=quiet)
-        print_values(results)
-        leave_failed(results["failed"], keep_going or run.keep_going)
 
 
 @app.command()
@@ -159,6 +148,34 @@ def doctor(
 
 
 @app.command()
+def inspect(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="A [B]",
+            help="Folders, .safetensors files, or gpt2:n_layer=6 (a model type, keys); or a run file and KEY=VALUE.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Count what a checkpoint or a configuration holds; of two, say why they differ in size."""
+    from tokenkit.verbs.inspect import inspect, load_inspect
+
+    run = load_inspect(words or [])
+    if not shown(run, dry_run):
+        from tokenkit.eval.size_difference import Difference, inventory_json
+        from tokenkit.report.inventory import render_difference, render_inventory
+
+        found = inspect(run)
+        if as_json:
+            print_json(found.as_json() if isinstance(found, Difference) else inventory_json(found))
+        else:
+            print_rich(render_difference(found) if isinstance(found, Difference) else render_inventory(found))
+
+
+@app.command()
 def mined_mapping(words: Words = None, dry_run: DryRun = False) -> None:
     """For every token of a vocabulary the nearest one of another: least edits, equal bytes or prefix."""
     from tokenkit.verbs.mined_mapping import MinedMappingRun, mined_mapping
@@ -206,6 +223,16 @@ def generate(words: Words = None, dry_run: DryRun = False) -> None:
     if not shown(run, dry_run):
         for text in continue_prompts(run):
             typer.echo(text)
+
+
+@app.command()
+def export(words: Words = None, dry_run: DryRun = False) -> None:
+    """Write a model for others: packed ternary, its latent weights, unpacked again, or GGUF for llama.cpp."""
+    from tokenkit.verbs.export import ExportRun, export
+
+    run = load(ExportRun, words or [])
+    if not shown(run, dry_run):
+        print_values(export(run))
 
 
 @app.command()

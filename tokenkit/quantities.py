@@ -33,7 +33,12 @@ BY_TASK: dict[str, tuple[str, ...]] = {  # what the task computes from what both
     "dual_student_logits": _DUAL,
     "dual_teacher_logits": _DUAL,
 }
-_STATES = {"states": "layers", "last_states": "hidden", "attention_states": "attention_output", "mlp_states": "mlp_output"}
+_STATES = {
+    "states": "layers",
+    "last_states": "hidden",
+    "attention_states": "attention_output",
+    "mlp_states": "mlp_output",
+}
 PAIRED: dict[str, tuple[str, ...]] = {  # of pairs of layers, made by the task from the options of the loss that asks
     **{f"{side}_{name}": (f"{side}_{leaf}",) for side in SIDES for name, leaf in _STATES.items()},
     **{f"{side}_maps": (f"{side}_attentions",) for side in SIDES},

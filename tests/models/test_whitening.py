@@ -1,5 +1,6 @@
 """Whitening: identity covariance or a projector, at any scale and rank; statistics streamed, stored and read once."""
 
+import itertools
 import json
 import struct
 
@@ -131,7 +132,7 @@ def test_the_same_numbers_give_the_same_bits():
 def test_streamed_moments_are_those_of_all_rows_at_once(cuts, order):
     x = rows(200, 5) + 1e3
     edges = [0, *sorted(cuts), 200]
-    pieces = [x[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [x[a:b] for a, b in itertools.pairwise(edges)]
     order.shuffle(pieces)
     found = Moments.empty(5)
     for piece in pieces:

@@ -51,7 +51,8 @@ def tensors_of(folder):
 
 def metrics(folder):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
-    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows]
+    measured = ("tokens_per_second", "time/", "memory/")
+    return [{k: v for k, v in row.items() if not k.startswith(measured)} for row in rows]
 
 
 def same(a, b):

@@ -21,6 +21,9 @@ from tokenkit.verbs.distill import distill
 from tokenkit.verbs.distill_run import DistillRun
 
 
+MEASURED = ("tokens_per_second", "time/", "memory/")  # what no two runs have in common
+
+
 def trained(seed=0):
     torch.manual_seed(seed)
     parameters = {"w": torch.nn.Parameter(torch.randn(4, 3)), "b": torch.nn.Parameter(torch.randn(3))}
@@ -136,7 +139,7 @@ def final(folder):
 
 def metrics(folder):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
-    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows]
+    return [{k: v for k, v in row.items() if not k.startswith(MEASURED)} for row in rows]
 
 
 @pytest.mark.parametrize("mode", [{"mode": "full"}, {"mode": "lora", "lora": {"rank": 4, "dropout": 0.2}}])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.processors import Sequence, TemplateProcessing
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from tokenkit.config import UserError
 from tokenkit.export.verify import verify_huggingface
@@ -51,8 +51,7 @@ def export_huggingface(
             raise UserError(f"extra file {name!r}: write a plain file name")
     with drafted(folder) as draft:
         _write_model(model, tokenizer, draft, dtype)
-        tokenizer.save(draft)
-        _add_start(draft, tokenizer)
+        write_tokenizer(tokenizer, draft)
         for name, text in extra_files.items():
             (draft / name).write_text(text, "utf-8")
         verify_huggingface(draft, model, tokenizer, TEXTS)
@@ -85,7 +84,12 @@ def _write_model(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path, dty
         model.to(dtype or model.dtype)  # pyrefly: ignore [bad-argument-type] (a decorator hides the signature)
     with quiet():
         model.save_pretrained(folder)
-    config, generation = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
+    write_settings(model, copy.deepcopy(model.config), tokenizer, folder)
+
+
+def write_settings(model: PreTrainedModel, config: PreTrainedConfig, tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes `config` with the tokenizer's ids, and the model's settings of generation with them."""
+    generation = copy.deepcopy(model.generation_config)
     ids = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": _stops(generation, tokenizer),
@@ -100,6 +104,12 @@ def _write_model(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path, dty
     generation.suppress_tokens = sorted({*empty_ids(tokenizer, rows), *(generation.suppress_tokens or ())}) or None
     config.save_pretrained(folder)
     generation.save_pretrained(folder)
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes a tokenizer whose stock call puts the start id first, as training did."""
+    tokenizer.save(folder)
+    _add_start(folder, tokenizer)
 
 
 def _stops(generation: GenerationConfig, tokenizer: Tokenizer) -> int | list[int] | None:

@@ -28,7 +28,7 @@ def verify_huggingface(
 
     Where nothing was rounded (the same number format, no adapters merged) every tensor must be equal bit for bit.
     """
-    rows = _compare_ids(folder, tokenizer, texts)
+    rows = compare_ids(folder, tokenizer, texts)
     with quiet():
         reloaded = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", use_safetensors=True, attn_implementation=model.config._attn_implementation
@@ -38,7 +38,7 @@ def verify_huggingface(
     equal = _equal_tensors(model, reloaded, folder.name) if unrounded else 0
     largest, difference = 0.0, 0.0
     for row in rows:
-        expected, found = _logits(model, row), _logits(reloaded, row)
+        expected, found = logits_of(model, row), logits_of(reloaded, row)
         largest = max(largest, float(expected.abs().max()))
         difference = max(difference, float((expected - found).abs().max()))
     tolerance = TOLERANCES[reloaded.dtype] * largest
@@ -62,7 +62,7 @@ def _equal_tensors(model: PreTrainedModel, reloaded: PreTrainedModel, name: str)
     return len(after)
 
 
-def _compare_ids(folder: Path, tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+def compare_ids(folder: Path, tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     """The ids that a stock tokenizer call feeds the model: our start id, then our ids."""
     with quiet():
         stock: Any = AutoTokenizer.from_pretrained(folder)
@@ -77,7 +77,8 @@ def _compare_ids(folder: Path, tokenizer: Tokenizer, texts: list[str]) -> list[l
 
 
 @torch.no_grad()
-def _logits(model: PreTrainedModel, ids: list[int]) -> Float[Tensor, "1 T V"]:
+def logits_of(model: PreTrainedModel, ids: list[int]) -> Float[Tensor, "1 T V"]:
+    """What the model answers to one row of ids, in evaluation mode."""
     training = model.training
     batch: Int[Tensor, "1 T"] = torch.tensor([ids], device=model.device)
     try:

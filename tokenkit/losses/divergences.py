@@ -2,23 +2,27 @@
 
 Natural logarithms; P is the teacher, Q the student. Entries that are impossible on a side (logit -inf) contribute
 nothing to what would be infinite there. KL: Hinton+ 2015, 1503.02531; skewed: Ko+ 2024, 2402.03898; adaptive: Wu+
-2024, 2404.02657.
+2024, 2404.02657; generalised Jensen-Shannon: Agarwal+ 2024, 2306.13649.
 """
 
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from pydantic import Field
 from torch import Tensor
 
+from tokenkit.config import UserError
 from tokenkit.quantities import at_least_float32
 
 Logits = Float[Tensor, "*N V"]
 Rows = Float[Tensor, "*N"]
 NOTHING = -1e4  # the logarithm of a probability whose exponential is 0 in every type, and whose gradient is finite
 Divergence = Literal["kl", "reverse_kl", "skewed_kl", "skewed_reverse_kl", "adaptive_kl", "js"]
+Temperature = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def divergence(
@@ -27,7 +31,7 @@ def divergence(
     """The divergence of each row, in nats; `skew` and `adaptive_alpha` matter to the kinds of that name."""
     p, q = at_least_float32(teacher).log_softmax(-1), at_least_float32(student).log_softmax(-1)
     if kind == "js":  # finite whatever is impossible on one side
-        return _js(p.clamp_min(NOTHING), q.clamp_min(NOTHING))
+        return jensen_shannon(p, q, 0.5)
     shown = (p > -torch.inf) & (q > -torch.inf)
     gap = (p.exp() - q.exp()).abs().detach()
     p, q = p.masked_fill(~shown, NOTHING), q.masked_fill(~shown, NOTHING)
@@ -40,14 +44,58 @@ def divergence(
     return PLAIN[kind](p, q)
 
 
+def log_probabilities(teacher: Logits, student: Logits, temperature: float) -> tuple[Logits, Logits]:
+    """Both sides' log-probabilities at a temperature, in float32 at least."""
+    p, q = (at_least_float32(logits) / temperature for logits in (teacher, student))
+    return p.log_softmax(-1), q.log_softmax(-1)
+
+
 def kl_of_logs(p: Logits, q: Logits) -> Rows:
     """KL(p || q) of log-probabilities, in nats; of masses that do not sum to 1, the same sum."""
-    return (p.exp() * (p - q)).sum(-1)
+    # the difference is masked, not the product: 0 times infinity would be NaN in the value and in the gradient
+    return (p.exp() * torch.where(both_possible(p, q), p - q, 0)).sum(-1)
+
+
+def both_possible(p: Logits, q: Logits) -> Bool[Tensor, "*N V"]:
+    """Entries that are above -inf on both sides."""
+    return (p > -torch.inf) & (q > -torch.inf)
 
 
 def mixture(p: Logits, q: Logits, share: float) -> Logits:
     """log(share p + (1 - share) q)."""
+    if share in (0, 1):
+        return p if share else q
     return torch.logaddexp(p + math.log(share), q + math.log1p(-share))
+
+
+def jensen_shannon(p: Logits, q: Logits, beta: float) -> Rows:
+    """beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q; at most ln 2, reached at beta 1/2.
+
+    At beta 0 and 1, where that is 0, it is KL(p || q) and KL(q || p): what it goes to when divided by beta or 1 - beta.
+    """
+    if beta in (0, 1):
+        return kl_of_logs(q, p) if beta else kl_of_logs(p, q)
+    p, q = p.clamp_min(NOTHING), q.clamp_min(NOTHING)
+    mixed = mixture(p, q, beta)
+    return beta * kl_of_logs(p, mixed) + (1 - beta) * kl_of_logs(q, mixed)
+
+
+def log_mixture(logits: Sequence[Logits], weights: Sequence[float]) -> Logits:
+    """Log of the weighted mean of several models' probabilities, which may stand for the logits of one teacher.
+
+    Of one model, its log-probabilities. Weights are shares of their sum; what is impossible for all stays so.
+    """
+    if len(logits) != len(weights) or not weights or min(weights) < 0 or not 0 < sum(weights) < math.inf:
+        raise UserError(
+            f"weights of a mixture: {list(weights)} for {len(logits)} teachers; write one number from 0 up for each, not all 0"
+        )
+    total: Tensor | None = None
+    for one, weight in zip(logits, weights):
+        if weight > 0:
+            part = at_least_float32(one).log_softmax(-1) + math.log(weight / sum(weights))
+            total = part if total is None else torch.logaddexp(total, part)
+    assert total is not None, "some weight is above 0"
+    return total
 
 
 def _adaptive(p: Tensor, q: Tensor, gap: Tensor, alpha: float) -> Tensor:
@@ -64,11 +112,6 @@ def _adaptive(p: Tensor, q: Tensor, gap: Tensor, alpha: float) -> Tensor:
         total = head_gap + tail_gap
         head_share = torch.where(total > 0, head_gap / total.clamp_min(torch.finfo(total.dtype).tiny), 0.5)
     return head_share * kl_of_logs(p, q) + (1 - head_share) * kl_of_logs(q, p)
-
-
-def _js(p: Tensor, q: Tensor) -> Tensor:
-    mixed = mixture(p, q, 0.5)
-    return (kl_of_logs(p, mixed) + kl_of_logs(q, mixed)) / 2
 
 
 PLAIN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": kl_of_logs, "reverse_kl": lambda p, q: kl_of_logs(q, p)}

@@ -3,6 +3,8 @@
 What a recorded teacher can say of its whole distribution in a few numbers per token.
 """
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,13 +24,19 @@ def top_k_kl(
     teacher_tail_logp: Float[Tensor, "B T"],
     *,
     top_k: int = 64,
+    tail: Literal["keep", "renormalize", "zero"] = "keep",
 ) -> Float[Tensor, "B T"]:
-    """KL(teacher || student) in nats over the `top_k` best ids and the rest; at most the KL of all ids."""
-    p, q = (
-        _with_tail(logp, tail, top_k)
-        for logp, tail in ((teacher_top_logp, teacher_tail_logp), (student_top_logp, student_tail_logp))
-    )
-    return kl_of_logs(p, q)
+    """KL(teacher || student) in nats over the `top_k` best ids and, with tail=keep, the rest as one more.
+
+    `keep` is at most the KL of all ids, and equal to it with all ids. The others are biased: `renormalize` scales both
+    sides to sum 1 over the best ids and asks nothing of the mass elsewhere; `zero` leaves the rest's term out, so that
+    mass moved from the rest to the best ids is rewarded, even beyond equality, and values may be negative.
+    """
+    sides = ((teacher_top_logp, teacher_tail_logp), (student_top_logp, student_tail_logp))
+    if tail == "keep":
+        return kl_of_logs(*(_with_tail(logp, rest, top_k) for logp, rest in sides))
+    p, q = (at_least_float32(logp[..., :top_k]) for logp, _ in sides)
+    return kl_of_logs(p.log_softmax(-1), q.log_softmax(-1)) if tail == "renormalize" else kl_of_logs(p, q)
 
 
 def _with_tail(logp: Float[Tensor, "B T K"], tail: Float[Tensor, "B T"], top_k: int) -> Float[Tensor, "B T L"]:

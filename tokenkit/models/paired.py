@@ -1,6 +1,6 @@
 """Pairs of layers of two models, as one loss compares them: chosen by its mapping, aligned and weighed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,8 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tokenkit.losses import Loss
+from tokenkit.models.aligner import Aligner
 from tokenkit.models.mapping import layer_pairs
 from tokenkit.models.view import ModelView
+from tokenkit.models.whitening import Moments
 from tokenkit.quantities import inputs_of, is_paired
 
 MASK = "student_token_mask"
@@ -42,9 +44,7 @@ class Paired(nn.Module):
         places = [(-1, -1), *self.pairs] if self.with_embeddings else self.pairs  # -1: what enters the first layer
         if "projector" in options:
             widths = [self._width(name, side) for name, side in (("student", student), ("teacher", teacher))]
-            from tokenkit.models.aligner import Aligner
-
-            self.parts = Aligner(options, places, *widths)
+            self.parts: Aligner | PairWeights = Aligner(options, places, *widths)
         else:
             self.parts = PairWeights(total, options["layers"] == "full_cross")
 
@@ -53,22 +53,52 @@ class Paired(nn.Module):
         found = {}
         for name, leaf in self.leaves.items():
             found[name] = self._chosen(known[leaf], leaf, 0 if leaf.partition("_")[0] == "student" else 1)
-        if not isinstance(self.parts, PairWeights):
+        if isinstance(self.parts, Aligner):
             student, teacher = self.leaves  # the states of both, and nothing else, are aligned
             found[student], found[teacher] = self.parts(found[student], found[teacher], known[MASK])
         weights = next((name for name in self.names if name not in self.leaves), None)
         return found if weights is None else {**found, weights: self.parts.pair_weights()}
 
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether the teacher's states have to be measured before the first step."""
+        return isinstance(self.parts, Aligner) and self.parts.needs_statistics
+
+    @property
+    def teacher_leaf(self) -> str:
+        """The leaf that the teacher's side is taken from."""
+        return next(leaf for leaf in self.leaves.values() if leaf.partition("_")[0] == "teacher")
+
+    @property
+    def teacher_places(self) -> list[int]:
+        """Of each pair, the place of the teacher's layer in that leaf."""
+        return self._places(self.teacher_leaf, 1)
+
+    def teacher_layers(self, known: Mapping[str, Tensor], places: list[int]) -> Float[Tensor, "B T P E"]:
+        """The teacher's states at some places."""
+        values = known[self.teacher_leaf]
+        return (values.unsqueeze(2) if values.ndim == 3 else values)[:, :, places]
+
+    def set_statistics(self, moments: Sequence[Moments]) -> None:
+        """What was measured of the teacher, pair by pair."""
+        assert isinstance(self.parts, Aligner), "only an aligner has norms"
+        self.parts.set_statistics(moments)
+
+    def _places(self, leaf: str, side: int) -> list[int]:
+        kind, numbers = leaf.partition("_")[2], [pair[side] for pair in self.pairs]
+        if kind == "hidden":
+            return [0]
+        if kind != "layers":
+            return numbers
+        numbers = [number + 1 for number in numbers]  # the input embeddings stand before the first layer
+        return [0, *numbers] if self.with_embeddings else numbers
+
     def _chosen(self, values: Tensor, leaf: str, side: int) -> Tensor:
         """The layers of one side, in the order of the pairs; of hidden states and alike [B T P D], of maps [B P ...]."""
-        kind = leaf.partition("_")[2]
-        if kind == "hidden":
+        if leaf.partition("_")[2] == "hidden":
             return values.unsqueeze(2)
-        numbers = [pair[side] for pair in self.pairs]
-        if kind == "layers":  # the input embeddings stand before the first layer
-            numbers = [number + 1 for number in numbers]
-            numbers = [0, *numbers] if self.with_embeddings else numbers
-        return values.index_select(1 if kind == "attentions" else 2, torch.tensor(numbers, device=values.device))
+        places = torch.tensor(self._places(leaf, side), device=values.device)
+        return values.index_select(1 if leaf.partition("_")[2] == "attentions" else 2, places)
 
     def _width(self, name: str, side: "ModelView | int") -> int:
         leaf = next(leaf for leaf in self.leaves.values() if leaf.partition("_")[0] == name)

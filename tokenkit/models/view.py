@@ -1,6 +1,6 @@
 """A causal language model seen as named tensors: hidden states under a linear head, teacher and student on one body."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -21,7 +21,7 @@ from tokenkit.scores import LogitForm, scores_at, token_scores, token_scores_of_
 
 TOP = frozenset({"top_logp", "top_ids", "tail_logp"})
 RETURNED = {"embeds": "output_hidden_states", "layers": "output_hidden_states", "attentions": "output_attentions"}
-ENTROPY_POSITIONS = 256  # positions whose logits exist at the same time
+POSITIONS = 256  # whose logits exist at the same time where they are not kept
 
 
 class ModelView:
@@ -65,6 +65,16 @@ class ModelView:
     def hidden(self, inputs: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Last hidden states, as the head reads them. Right padding needs no mask under causal attention."""
         return self._as_computed(self._body(inputs).last_hidden_state)
+
+    def log_probabilities(
+        self, inputs: Int[Tensor, "B T"], counted: Bool[Tensor, "B T"]
+    ) -> Iterable[Float[Tensor, "N V"]]:
+        """Of what follows the counted positions, `POSITIONS` of them at a time."""
+        hidden = self.hidden(inputs).flatten(0, 1)[counted.flatten()]
+        return (self._logp(some) for some in hidden.split(POSITIONS))
+
+    def _logp(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
+        return self.form()(at_least_float32(hidden @ self.head().to(hidden.dtype).T)).log_softmax(-1)
 
     def _as_computed(self, states: Tensor) -> Tensor:
         # the residual stream is float32 even under autocast; the head shall read what the rest of the body computes in
@@ -133,8 +143,8 @@ class ModelView:
     def _entropy(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T"]:
         """Of the next-token distribution of each position, in nats; without gradients."""
         found = []
-        for some in hidden.flatten(0, 1).split(ENTROPY_POSITIONS):
-            logp = self.form()(at_least_float32(some @ self.head().to(some.dtype).T)).log_softmax(-1)
+        for some in hidden.flatten(0, 1).split(POSITIONS):
+            logp = self._logp(some)
             found.append(-torch.where(logp > -torch.inf, logp.exp() * logp, 0).sum(-1))
         return torch.cat(found).view(hidden.shape[:2])
 

@@ -6,48 +6,41 @@ Where a factor depends on the step itself and there are several microbatches, th
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from tokenkit.config import UserError
+from tokenkit.train import policies
+from tokenkit.train.agreement import Agreement, FixedRatio
 from tokenkit.train.gradients import LossGradients, combined
+from tokenkit.train.passes import (
+    ZERO,
+    Balance,
+    Forward,
+    Shared,
+    add_values,
+    counted,
+    inverse,
+    look_first,
+    plain,
+    sum_backward,
+    values_first,
+)
 from tokenkit.train.schema import BalanceConfig, parse_chain
 
-Forward = Callable[[], dict[str, Tensor]]  # a microbatch's share of each loss's mean over the step; no units, no entry
-ZERO = 1e-8  # a norm or a loss below this is rounding noise: it gets weight 0, not 1/noise
 SMALLEST_WEIGHT = 1e-3  # GradNorm shall neither silence a loss for good nor turn it round
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
-
-
-@dataclass(frozen=True)
-class Shared:
-    """Mean of each loss that had units, and what its gradient was multiplied with."""
-
-    means: dict[str, float]
-    weights: dict[str, float]
-
-
-class Balance:
-    """The plain sum of weighted losses. `state` is what has to survive a stop: numbers by loss."""
-
-    def __init__(self) -> None:
-        self.state: dict[str, dict[str, float]] = {}
-
-    def backward(self, forwards: Sequence[Forward], weights: Mapping[str, float]) -> Shared:
-        """Adds the gradients of a step to the parameters; `weights` are the run file's, at this step."""
-        return Shared(_sum(forwards, weights), dict(weights))
 
 
 class Magnitude(Balance):
     """L / |L| with a constant denominator: every loss weighs its weight, whatever its size."""
 
     def backward(self, forwards: Sequence[Forward], weights: Mapping[str, float]) -> Shared:
-        forwards, means = _values_first(forwards)
-        factors = {name: weight * _inverse(abs(means.get(name, 0.0))) for name, weight in weights.items()}
-        return Shared(_sum(forwards, factors), factors)
+        forwards, means = values_first(forwards)
+        factors = {name: weight * inverse(abs(means.get(name, 0.0))) for name, weight in weights.items()}
+        return Shared(sum_backward(forwards, factors), factors)
 
 
 class RunningDeviation(Balance):
@@ -62,12 +55,12 @@ class RunningDeviation(Balance):
 
     def backward(self, forwards: Sequence[Forward], weights: Mapping[str, float]) -> Shared:
         if weights.keys() - self.state.keys():
-            forwards, first = _values_first(forwards)
+            forwards, first = values_first(forwards)
             for name, value in first.items():
                 self.state.setdefault(name, {"mean": value, "variance": value * value})
         spread = {name: math.sqrt(entry["variance"]) for name, entry in self.state.items()}
-        factors = {name: weight * _inverse(spread.get(name, 0.0)) for name, weight in weights.items()}
-        means = _sum(forwards, factors)
+        factors = {name: weight * inverse(spread.get(name, 0.0)) for name, weight in weights.items()}
+        means = sum_backward(forwards, factors)
         for name, value in means.items():
             entry, away = self.state[name], value - self.state[name]["mean"]
             entry["variance"] = self.alpha * entry["variance"] + (1 - self.alpha) * away * away
@@ -85,7 +78,7 @@ class Uncertainty(Balance):
 
     def backward(self, forwards: Sequence[Forward], weights: Mapping[str, float]) -> Shared:
         factors = {name: weight * math.exp(-self.state[name]["value"]) for name, weight in weights.items()}
-        means = _sum(forwards, factors)
+        means = sum_backward(forwards, factors)
         for name, value in means.items():
             if weights[name]:  # alone, s / 2 would pull s down for ever
                 _descend(self.state[name], 0.5 - factors[name] * value, self.learning_rate)
@@ -104,13 +97,13 @@ class GradientMagnitude(Balance):
 
     def backward(self, forwards: Sequence[Forward], weights: Mapping[str, float]) -> Shared:
         gradients = LossGradients(self.parameters)
-        forwards = _look_first(forwards, lambda shares: gradients.add(_counted(shares, weights)))
+        forwards = look_first(forwards, lambda shares: gradients.add(counted(shares, weights)))
         norms = gradients.norms()
-        factors = {name: weight * _inverse(norms.get(name, 0.0)) for name, weight in weights.items()}
+        factors = {name: weight * inverse(norms.get(name, 0.0)) for name, weight in weights.items()}
         total = sum(factors.values())
         if self.preserve and total:
             factors = {name: factor / total for name, factor in factors.items()}
-        return Shared(_sum(forwards, factors), factors)
+        return Shared(sum_backward(forwards, factors), factors)
 
 
 class GradNorm(Balance):
@@ -127,7 +120,7 @@ class GradNorm(Balance):
     def backward(self, forwards: Sequence[Forward], weights: Mapping[str, float]) -> Shared:
         gradients = LossGradients(self.parameters)
         factors = {name: weight * self.state[name]["value"] for name, weight in weights.items()}
-        means = _sum(forwards, factors, lambda shares: gradients.add(_counted(shares, weights)))
+        means = sum_backward(forwards, factors, lambda shares: gradients.add(counted(shares, weights)))
         norms = {name: weights[name] * value for name, value in gradients.norms().items()}
         self._learn({name: means[name] for name, value in norms.items() if value > ZERO}, norms)
         return Shared(means, factors)
@@ -160,15 +153,15 @@ class Surgery(Balance):
         self.parameters, self.chain = parameters, chain
 
     def backward(self, forwards: Sequence[Forward], weights: Mapping[str, float]) -> Shared:
-        gradients, means = LossGradients(self.parameters), {}
+        gradients, sums = LossGradients(self.parameters), {}
         for forward in forwards:
             shares = forward()
-            gradients.add(_counted(shares, weights))
-            _add_values(means, shares)
+            gradients.add(counted(shares, weights))
+            add_values(sums, shares)
         for number, gradient in combined(gradients.found, weights, self.chain).items():
             parameter = self.parameters[number]
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        return Shared(means, dict(weights))
+        return Shared(plain(sums), dict(weights))
 
 
 def build_balance(
@@ -192,8 +185,26 @@ def build_balance(
             return GradientMagnitude(last_layer(), preserve=config.method == "approx_gradmag_preserve_mag")
         case "gradnorm":
             return GradNorm(last_layer(), names, **options)
+        case "fixed_ratio":
+            return FixedRatio(list(trained), names, options["alpha"], _main(config, names), options["every"])
+        case "project_aux" | "drop_conflict":
+            policy = {"project_aux": policies.project_aux, "drop_conflict": policies.drop_conflict}[config.method]
+            return Agreement(list(trained), names, policy, _main(config, names), options["every"])
+        case "mgda":
+            return Agreement(list(trained), names, policies.mgda, -1, options["every"])
+        case "cagrad":
+            return Agreement(list(trained), names, partial(policies.cagrad, c=options["c"]), -1, options["every"])
         case chain:
             return Surgery(list(trained), parse_chain(chain))
+
+
+def _main(config: BalanceConfig, names: Sequence[str]) -> int:
+    """The number of the loss that the others are measured against."""
+    if config.main is None:
+        return 0
+    if config.main not in names:
+        raise UserError(f"train.balance.main: {config.main!r} is no loss of this run; write one of {', '.join(names)}")
+    return list(names).index(config.main)
 
 
 def last_layer(model: PreTrainedModel) -> list[nn.Parameter]:
@@ -217,57 +228,6 @@ def last_layer(model: PreTrainedModel) -> list[nn.Parameter]:
             "that is trained, such as gradmag"
         )
     return found
-
-
-def _sum(
-    forwards: Sequence[Forward], factors: Mapping[str, float], look: Callable[[dict[str, Tensor]], None] | None = None
-) -> dict[str, float]:
-    """Backward passes of the factored sum, microbatch by microbatch; the mean of each loss over the step."""
-    means: dict[str, float] = {}
-    for forward in forwards:
-        shares = forward()
-        if look is not None:
-            look(shares)
-        weighted = [factors[name] * share for name, share in shares.items() if factors[name]]
-        if weighted:
-            torch.stack(weighted).sum().backward()
-        _add_values(means, shares)
-    return means
-
-
-def _look_first(forwards: Sequence[Forward], look: Callable[[dict[str, Tensor]], None]) -> Sequence[Forward]:
-    """Looks at all microbatches, and returns them for the pass that follows: a single one is not computed again."""
-    if len(forwards) == 1:
-        shares = forwards[0]()
-        look(shares)
-        return [lambda: shares]
-    for forward in forwards:
-        look(forward())
-    return forwards
-
-
-def _values_first(forwards: Sequence[Forward]) -> tuple[Sequence[Forward], dict[str, float]]:
-    means: dict[str, float] = {}
-    with torch.set_grad_enabled(len(forwards) == 1):
-        forwards = _look_first(forwards, lambda shares: _add_values(means, shares))
-    return forwards, means
-
-
-def _add_values(means: dict[str, float], shares: Mapping[str, Tensor]) -> None:
-    for name, share in shares.items():
-        means[name] = means.get(name, 0.0) + share.item()
-
-
-def _counted(shares: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, Tensor]:
-    """The losses that a schedule has not switched off."""
-    return {name: share for name, share in shares.items() if weights[name]}
-
-
-def _inverse(size: float) -> float:
-    """1 / size; 0 for what is no more than rounding noise; NaN, which stops the run, for what is not finite."""
-    if not math.isfinite(size):
-        return math.nan
-    return 1 / size if size > ZERO else 0.0
 
 
 def _learnt(value: float) -> dict[str, float]:

@@ -3,10 +3,14 @@
 Conflicting gradients are projected as in gradient surgery (Yu+ 2020, 2001.06782).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from tokenkit.train.parallel import several, total
 
 Gradients = dict[str, dict[int, Tensor]]  # loss -> number of the parameter -> its gradient, absent where none arrives
 
@@ -27,9 +31,52 @@ class LossGradients:
                 if gradient is not None:
                     own[number] = own[number] + gradient if number in own else gradient
 
+    def merge(self, other: "LossGradients") -> None:
+        """Adds what another one has collected from the same parameters."""
+        for name, theirs in other.found.items():
+            own = self.found.setdefault(name, {})
+            for number, gradient in theirs.items():
+                own[number] = own[number] + gradient if number in own else gradient
+
+    def gather(self, names: Sequence[str]) -> None:
+        """With several processes: adds up what each has of every gradient; `names` are all losses, alike in each."""
+        if not several():
+            return
+        empty: dict[int, Tensor] = {}
+        gathered: Gradients = {}
+        for name in names:
+            own = self.found.get(name, empty)
+            there = total(torch.tensor([number in own for number in range(len(self.parameters))], dtype=torch.int64))
+            for number in there.nonzero().flatten().tolist():
+                gradient = own[number] if number in own else torch.zeros_like(self.parameters[number])
+                gathered.setdefault(name, {})[number] = total(gradient)
+        self.found = gathered
+
+    def owners(self, names: Sequence[str]) -> dict[int, int]:
+        """Number of each parameter that one loss alone sends a gradient to → number of that loss."""
+        owners: dict[int, int] = {}
+        for number in range(len(self.parameters)):
+            senders = [i for i, name in enumerate(names) if number in self.found.get(name, {})]
+            if len(senders) == 1:
+                owners[number] = senders[0]
+        return owners
+
     def norms(self) -> dict[str, float]:
         """Norm of each loss's gradient over all these parameters together."""
         return {name: norm(own.values()) for name, own in self.found.items()}
+
+
+def products(gradients: Gradients, names: Sequence[str], numbers: Sequence[int]) -> NDArray[np.float64]:
+    """Inner products of the gradients of some losses, over the parameters of these numbers."""
+    if not names:
+        return np.zeros((0, 0))
+    rows = []
+    for one in names:
+        for other in names:
+            mine, theirs = gradients[one], gradients[other]
+            both = [(mine[n] * theirs[n]).sum().double() for n in numbers if n in mine and n in theirs]
+            rows.append(torch.stack(both).sum() if both else torch.zeros((), dtype=torch.float64))
+    return torch.stack([row.cpu() for row in rows]).reshape(len(names), len(names)).numpy()
 
 
 def norm(gradients: Iterable[Tensor]) -> float:

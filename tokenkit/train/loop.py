@@ -2,7 +2,6 @@
 
 import math
 import signal
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,12 +13,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as ProgressBar
 
 from tokenkit.config import UserError
+from tokenkit.train.audit import Audit
 from tokenkit.train.balance import build_balance
 from tokenkit.train.checkpoint import Checkpoints, Progress, StepFolders, Training
+from tokenkit.train.compile import Compiled, apply_liger, compiled
+from tokenkit.train.diagnosis import Diagnosis
 from tokenkit.train.folder import RunFolder
+from tokenkit.train.noise import Noise
 from tokenkit.train.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
+from tokenkit.train.profile import profiled
 from tokenkit.train.schema import BestConfig, LoopConfig
-from tokenkit.train.step import StepResult, accumulate_gradients
+from tokenkit.train.step import Beside, StepResult, accumulate_gradients
 from tokenkit.train.tasks import StepBatches, Task
 
 
@@ -54,38 +58,39 @@ def train(
     `checkpoints` are the run folder's step folders where nothing else is given.
     """
     checkpoints = checkpoints or StepFolders(folder.checkpoints)
-    training = _training(task, batches, config)
-    progress = checkpoints.load(training)
-    if progress is None:
-        progress = Progress()
-        if 0 in config.eval_at and 0 not in folder.logged("step"):
-            folder.log({"step": 0, **evaluate()})
-    folder.truncate_metrics(progress.step)
-    task.train_mode(True)
-    with _stop_signals() as stop, _progress_bar(label, config.steps, progress.step, quiet) as advance:
-        while progress.step < config.steps and not is_enough(progress, config):
-            began = time.perf_counter()
-            result, norm, rate = _step(task, batches, config, training, progress.step, checkpoints)
-            task.stepped(progress.step + 1, config.horizon)
-            progress = progress.after(result.loss, result.num_tokens, result.num_bytes)
-            speed = result.num_tokens / (time.perf_counter() - began)
-            advance(result.loss, speed)
-            leaving = stop.signal_number != 0 or progress.step == config.stop_after
-            last = progress.step == config.steps
-            if progress.step % config.log_every == 0 or last:
-                folder.log(_metrics(progress, result, norm, rate, speed))
-            if _is_measured(progress.step, config):
-                task.train_mode(False)
-                values = evaluate()
-                task.train_mode(True)
-                folder.log({"step": progress.step, **values})
-                progress, improved = judged(progress, values, config.best)
-                checkpoints.measured(training, progress, improved)
-            last = last or is_enough(progress, config)
-            if progress.step % config.save_every == 0 or last or leaving:
-                checkpoints.save(training, progress, config.keep_checkpoints, last)
-            if leaving and not last:
-                raise Interrupted(progress.step, stop.signal_number)
+    with _begun(task, batches, config, folder) as run, _stop_signals() as stop:
+        progress = checkpoints.load(run.training)
+        if progress is None:
+            progress = Progress()
+            if 0 in config.eval_at and 0 not in folder.logged("step"):
+                folder.log({"step": 0, **_measured(run, evaluate), **run.audit.evaluation_values()})
+        folder.truncate_metrics(progress.step)
+        task.train_mode(True)
+        with _progress_bar(label, config.steps, progress.step, quiet) as advance:
+            while progress.step < config.steps and not is_enough(progress, config):
+                with run.audit.step():
+                    result, norm, rate = _step(run, progress.step, checkpoints)
+                    task.stepped(progress.step + 1, config.horizon)
+                progress = progress.after(result.loss, result.num_tokens, result.num_bytes)
+                run.audit.count(result.num_tokens)
+                run.profile_step()
+                advance(result.loss, run.audit.speed)
+                leaving = stop.signal_number != 0 or progress.step == config.stop_after
+                last = progress.step == config.steps
+                if progress.step % config.log_every == 0 or last:
+                    folder.log(_metrics(progress, result, norm, rate) | run.audit.values() | run.compiled.values())
+                if run.is_diagnosed(progress.step):
+                    folder.log({"step": progress.step, **run.diagnosis.values()})
+                if _is_measured(progress.step, config):
+                    values = _measured(run, evaluate)
+                    folder.log({"step": progress.step, **values, **run.audit.evaluation_values()})
+                    progress, improved = judged(progress, values, config.best)
+                    checkpoints.measured(run.training, progress, improved)
+                last = last or is_enough(progress, config)
+                if progress.step % config.save_every == 0 or last or leaving:
+                    checkpoints.save(run.training, progress, config.keep_checkpoints, last)
+                if leaving and not last:
+                    raise Interrupted(progress.step, stop.signal_number)
     task.train_mode(False)
     return progress
 
@@ -117,30 +122,79 @@ def _is_measured(step: int, config: LoopConfig) -> bool:
     return step in config.eval_at or (every is not None and (step % every == 0 or step == config.steps))
 
 
-def _training(task: Task, batches: StepBatches, config: LoopConfig) -> Training:
-    parameters = task.trainable()
-    names = list(task.objective.weights())
+@dataclass(frozen=True)
+class _Run:
+    """What the steps of a run have in common."""
+
+    task: Task
+    batches: StepBatches
+    config: LoopConfig
+    training: Training
+    audit: Audit
+    noise: Noise
+    diagnosis: Diagnosis
+    compiled: Compiled
+    profile_step: Callable[[], None]
+
+    def is_diagnosed(self, step: int) -> bool:
+        """Whether each loss's gradient is looked at in a step, counted from 1."""
+        every = self.config.diagnose_every
+        return every is not None and step % every == 0
+
+
+@contextmanager
+def _begun(task: Task, batches: StepBatches, config: LoopConfig, folder: RunFolder) -> Iterator[_Run]:
+    """What a run needs; what is changed for it from outside is put back at its end."""
+    noise = Noise(config.noise, task)
+    if config.liger:
+        apply_liger(task)
+    parameters, names = task.trainable(), list(task.objective.weights())
     balance = build_balance(config.balance, names, task.last_layer, list(parameters.values()))
-    optimizer = build_optimizer(parameters, config.optimizer)
-    return Training(parameters, optimizer, balance, {"task": task, "batches": batches})
+    diagnosis = Diagnosis(
+        list(parameters.values()), names, batch_rows=config.batch_size, noise_scale=config.noise_scale
+    )
+    owners = {"task": task, "batches": batches, "diagnosis": diagnosis}
+    training = Training(parameters, build_optimizer(parameters, config.optimizer), balance, owners)
+    audit = Audit(task.device, config.collect_garbage_every)
+    profile = profiled(folder.path / "profile", config.profile, task.device)
+    with audit.run(), compiled(task, config.compile) as graphs, profile as profile_step:
+        yield _Run(task, batches, config, training, audit, noise, diagnosis, graphs, profile_step)
 
 
-def _step(
-    task: Task, batches: StepBatches, config: LoopConfig, training: Training, step: int, checkpoints: Checkpoints
-) -> tuple[StepResult, float, float]:
-    training.optimizer.zero_grad(set_to_none=True)
+def _measured(run: _Run, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
+    with run.audit.evaluation():
+        run.task.train_mode(False)
+        values = run.compiled.attempt(evaluate)
+        run.task.train_mode(True)
+    return values
+
+
+def _step(run: _Run, step: int, checkpoints: Checkpoints) -> tuple[StepResult, float, float]:
+    task, config, training, clock = run.task, run.config, run.training, run.audit.clock
+    with clock("data"):
+        batches = run.batches.at(step, config.accumulation)
     seed = (config.seed * 1_000_003 + step) * 1_009  # one stream per step, whatever happened before it
     weights = task.objective.weights_at(step, config.horizon)
-    result = accumulate_gradients(task, batches.at(step, config.accumulation), seed, training.balance, weights)
-    trained = [p for p in training.parameters.values() if p.grad is not None]
-    limit = config.optimizer.max_grad_norm
-    norm = torch.nn.utils.clip_grad_norm_(trained, math.inf if limit is None else limit).item()
-    if not (math.isfinite(result.loss) and math.isfinite(norm)):
-        raise UserError(_not_finite(result, norm, step, batches, checkpoints))
-    factor = learning_rate_factor(step, steps=config.horizon, config=config.optimizer)
-    rate = config.optimizer.learning_rate * factor
-    set_learning_rate(training.optimizer, rate)
-    training.optimizer.step()
+    beside = Beside(clock, run.noise, run.diagnosis.look if run.is_diagnosed(step + 1) else None)
+
+    def gradients() -> StepResult:
+        training.optimizer.zero_grad(set_to_none=True)
+        return accumulate_gradients(task, batches, seed, training.balance, weights, beside)
+
+    with run.noise.weights(training.parameters, seed):
+        result = run.compiled.attempt(gradients)
+    with clock("optimizer"):
+        trained = [p for p in training.parameters.values() if p.grad is not None]
+        limit = config.optimizer.max_grad_norm
+        norm = torch.nn.utils.clip_grad_norm_(trained, math.inf if limit is None else limit).item()
+        if not (math.isfinite(result.loss) and math.isfinite(norm)):
+            raise UserError(_not_finite(result, norm, step, run.batches, checkpoints))
+        run.noise.gradients(training.parameters, step, seed)
+        rate = config.optimizer.learning_rate * learning_rate_factor(
+            step, steps=config.horizon, config=config.optimizer
+        )
+        set_learning_rate(training.optimizer, rate)
+        training.optimizer.step()
     return result, norm, rate
 
 
@@ -154,7 +208,7 @@ def _not_finite(result: StepResult, norm: float, step: int, batches: StepBatches
     )
 
 
-def _metrics(progress: Progress, result: StepResult, norm: float, rate: float, speed: float) -> dict[str, float | int]:
+def _metrics(progress: Progress, result: StepResult, norm: float, rate: float) -> dict[str, float | int]:
     return {
         "step": progress.step,
         "loss": result.loss,
@@ -165,7 +219,6 @@ def _metrics(progress: Progress, result: StepResult, norm: float, rate: float, s
         "learning_rate": rate,
         "tokens": progress.num_tokens,
         "bytes": progress.num_bytes,
-        "tokens_per_second": round(speed, 1),
     }
 
 

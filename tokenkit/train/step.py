@@ -1,6 +1,7 @@
 """The gradients of one optimizer step: count the units of the whole step first, then divide."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -9,8 +10,11 @@ from torch import Tensor
 
 from tokenkit.data.batch import Batch
 from tokenkit.losses import Units
+from tokenkit.objective import Objective
 from tokenkit.quantities import Quantities
-from tokenkit.train.balance import Balance
+from tokenkit.train.audit import Clock
+from tokenkit.train.balance import Balance, Forward
+from tokenkit.train.noise import Noise
 from tokenkit.train.parallel import add_gradients, total
 from tokenkit.train.tasks import Task
 
@@ -28,12 +32,23 @@ class StepResult:
     """What each loss's gradient was multiplied with."""
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What may go along with a step: a clock for its parts, noise, a look at its losses before they are balanced."""
+
+    clock: Clock = field(default_factory=Clock)
+    noise: Noise | None = None
+    look: Callable[[Sequence[Forward], Mapping[str, float]], Sequence[Forward]] | None = None
+    """Gets the microbatches as a balance does, and returns them for the balance."""
+
+
 def accumulate_gradients(
     task: Task,
     batches: list[Batch],
     seed: int,
     balance: Balance | None = None,
     weights: Mapping[str, float] | None = None,
+    beside: Beside | None = None,
 ) -> StepResult:
     """Adds the step's gradients to the trainable parameters; cut into microbatches in any way, they are the same.
 
@@ -42,23 +57,28 @@ def accumulate_gradients(
     `seed` decides the dropout of each microbatch, so that a resumed run draws the same. `weights` are the
     run file's at this step, those without a schedule where none are given.
     """
-    objective = task.objective
+    objective, beside = task.objective, beside or Beside()
     weights = objective.weights() if weights is None else weights
-    read = _Reading(task, batches, seed)
+    clock = beside.clock
+    read = _Reading(task, batches, seed, beside)
     counts = {name: total(torch.stack([u[name].counts() for u in read.units]).sum(0)) for name in objective.weights()}
 
     def shares(number: int) -> dict[str, Tensor]:
         """What a microbatch adds to the mean of each loss over the step; a loss without units is left out."""
-        sums = objective.sums(read.tensors(number), read.units[number])
-        found = {}
-        for name, value in sums.items():
-            counted = counts[name] > 0
-            if counted.any():
-                found[name] = (value[counted] / counts[name][counted].to(value.dtype)).sum()
+        tensors, found = read.tensors(number), {}
+        with clock("losses"):
+            for name, value in objective.sums(tensors, read.units[number]).items():
+                counted = counts[name] > 0
+                if counted.any():
+                    found[name] = (value[counted] / counts[name][counted].to(value.dtype)).sum()
         return found
 
-    shared = (balance or Balance()).backward([partial(shares, number) for number in range(len(batches))], weights)
-    add_gradients(task.trainable().values())
+    forwards: Sequence[Forward] = [partial(shares, number) for number in range(len(batches))]
+    with clock("backward"):  # what it spends on the forward passes inside counts for those
+        if beside.look is not None:
+            forwards = beside.look(forwards, weights)
+        shared = (balance or Balance()).backward(forwards, weights)
+        add_gradients(task.trainable().values())
     own = torch.tensor([shared.means.get(name, 0.0) for name in counts], dtype=torch.float64, device=task.device)
     means = dict(zip(counts, total(own).tolist()))
     return StepResult(
@@ -78,16 +98,21 @@ class _Reading:
     student too, the student reads a single microbatch once, and several of them a second time without gradients.
     """
 
-    def __init__(self, task: Task, batches: list[Batch], seed: int):
-        self.task, self.seed = task, seed
-        objective = task.objective
-        self.batches = [batch.to(task.device) for batch in batches]
+    def __init__(self, task: Task, batches: list[Batch], seed: int, beside: Beside):
+        self.task, self.seed, self.beside = task, seed, beside
+        with beside.clock("data"):
+            self.batches = [batch.to(task.device) for batch in batches]
+        with beside.clock("losses"):  # what counts; what the models spend in between is theirs
+            self._count(task.objective)
+
+    def _count(self, objective: Objective) -> None:
+        batches = self.batches
         self._teacher: dict[int, dict[str, Tensor]] = {}
         self._student: dict[int, dict[str, Tensor]] = {}
         numbers = range(len(batches))
         alone = len(batches) == 1
         early = objective.counting_needs_teacher
-        teachers = {number: task.teacher_tensors(self.batches[number]) if early else {} for number in numbers}
+        teachers = {number: self._teach(number) if early else {} for number in numbers}
         parts = [Quantities(self._data(number), teachers[number]) for number in numbers]
         self.means = objective.step_means(parts, total)
         self.units: list[dict[str, Units]] = []
@@ -107,7 +132,7 @@ class _Reading:
         """Everything that is known of a microbatch, the student's with gradients."""
         teacher = self._teacher.get(number)
         if teacher is None:
-            teacher = self.task.teacher_tensors(self.batches[number])
+            teacher = self._teach(number)
         student = self._student.pop(number, None)
         if student is None:
             student = self._read(number, teacher)
@@ -116,6 +141,14 @@ class _Reading:
     def _data(self, number: int) -> dict[str, Tensor]:
         return self.batches[number].tensors | dict(self.task.pair)
 
+    def _teach(self, number: int) -> dict[str, Tensor]:
+        noise = self.beside.noise
+        with self.beside.clock("teacher"):
+            found = self.task.teacher_tensors(self.batches[number])
+            return noise.teacher(found, self.seed + number) if noise else found
+
     def _read(self, number: int, teacher: dict[str, Tensor]) -> dict[str, Tensor]:
-        torch.manual_seed(self.seed + number)
-        return self.task.student_tensors(self.batches[number], teacher, self.means)
+        noise, batch, seed = self.beside.noise, self.batches[number], self.seed + number
+        with self.beside.clock("student_forward"), noise.student(batch, seed) if noise else nullcontext():
+            torch.manual_seed(seed)
+            return self.task.student_tensors(batch, teacher, self.means)

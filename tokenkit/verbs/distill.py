@@ -10,13 +10,19 @@ from tokenkit.data.batch import Batches, read_training_rows, reading_of
 from tokenkit.data.example import Row
 from tokenkit.data.records import Record
 from tokenkit.data.source import read_documents
+from tokenkit.eval.agreement import agreement
 from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
 from tokenkit.export.expanded import export_model
+from tokenkit.export.ternary import export_latent, export_ternary
+from tokenkit.export.ternary_layout import stock_layout
+from tokenkit.models.ternary import set_strength, strength_at
+from tokenkit.models.ternary_watch import TernaryWatch
 from tokenkit.models.view import ModelView
 from tokenkit.objective import Objective
 from tokenkit.report.page import write_page
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.train.balance import build_balance, last_layer
+from tokenkit.train.checkpoint import Progress
 from tokenkit.train.folder import RunFolder, write_json
 from tokenkit.train.loop import train
 from tokenkit.train.tasks.distill import TextTask
@@ -27,59 +33,101 @@ from tokenkit.verbs.own_losses import keep_plugins
 from tokenkit.verbs.prepare import continuations, prepare
 from tokenkit.verbs.record import evaluated_on
 from tokenkit.verbs.sides import Sides, check_record, objective_of, pair_of, wanted_of
+from tokenkit.verbs.statistics import measure_teacher
 
 
 def distill(run: DistillRun, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Trains, measures, exports and reports; the results that are also in `output/results.json`."""
-    sides = prepare(run)
-    objective = objective_of(run.losses, sides)
     rows = read_training_rows(run.data)
+    sides = prepare(run, rows)
+    objective = objective_of(run.losses, sides)
     batches = _batches(run, sides, objective, rows)
     held_out = read_documents(run.eval.source)
-    live, record = (None, sides.teacher) if isinstance(sides.teacher, Record) else (sides.teacher, None)
-    if record is not None:
-        check_record(record, objective, run.data, rows, sides, run.teacher)
-    pair = pair_of(run.data, sides).tensors(objective.pair_needs())
-    # refuses before a file is written
-    build_balance(run.train.balance, list(objective.weights()), partial(last_layer, sides.student.model), [])
+    _refuse_early(run, sides, objective, rows)
+    task = _task(run, sides, objective)
     folder = _claim(run, resume)
-    measure = measurement(run.eval, sides.student, sides.student_tokenizer, held_out)
+    measure_teacher(run, task, sides, rows)
+    measure = _measurement(run, sides, task, held_out)
     before = _before_training(run, sides, held_out, measure)
-    task = TextTask(
-        objective,
-        sides.student,
-        sides.student_tokenizer,
-        live,
-        sides.teacher_tokenizer,
-        precision=run.train.precision,
-        pair=pair,
-        teacher_width=record.manifest.hidden_width if record is not None else None,
-        seed=run.train.seed,
-    )
     progress = train(task, batches, run.train, folder, measure, label="+".join(objective.weights()), quiet=quiet)
     after = measure()
     if progress.step not in folder.logged("bits_per_byte"):
         folder.log({"step": progress.step, **after})
-    results = {
-        "name": run.output.name,
-        "losses": list(objective.weights()),
-        "plugins": {str(plugin.path): plugin.sha256 for plugin in run.own_losses},
-        "teacher_bits_per_byte": before["teacher"],
-        "zero_shot_bits_per_byte": before["zero_shot"],
-        "trained_bits_per_byte": after["bits_per_byte"],
-        "bits_per_byte_at": {str(step): value for step, value in folder.logged("bits_per_byte").items()},
-        "steps": progress.step,
-        "tokens": progress.num_tokens,
-        "bytes": progress.num_bytes,
-        "transfer": asdict(sides.transfer) if sides.transfer else None,
-    }
-    if not (run.output / "model").exists():
-        export_model(sides.student.model, sides.student_tokenizer, run.output / "model", dtype=DTYPES[run.export_dtype])
+    _export(run, sides)
+    results = _results(run, sides, objective, progress, folder, before, after)
     write_json(run.output / "results.json", results)
     report = report_of(run, sides, held_out, results, before["samples"])
     write_json(run.output / "report.json", report.model_dump(mode="json"))
     write_page(run.output)
     return results
+
+
+def _refuse_early(run: DistillRun, sides: Sides, objective: Objective, rows: Sequence[Row]) -> None:
+    """UserError for what does not fit, before a file is written."""
+    if isinstance(sides.teacher, Record):
+        check_record(sides.teacher, objective, run.data, rows, sides, run.teacher)
+    build_balance(run.train.balance, list(objective.weights()), partial(last_layer, sides.student.model), [])
+    if run.ternary is not None:
+        set_strength(sides.student.model, 1.0)  # as it will be in the end
+        stock_layout(sides.student.model)
+        set_strength(sides.student.model, strength_at(run.ternary, 0))
+
+
+def _task(run: DistillRun, sides: Sides, objective: Objective) -> TextTask:
+    record = sides.teacher if isinstance(sides.teacher, Record) else None
+    return TextTask(
+        objective,
+        sides.student,
+        sides.student_tokenizer,
+        None if isinstance(sides.teacher, Record) else sides.teacher,
+        sides.teacher_tokenizer,
+        precision=run.train.precision,
+        pair=pair_of(run.data, sides).tensors(objective.pair_needs()),
+        teacher_width=record.manifest.hidden_width if record is not None else None,
+        seed=run.train.seed,
+        ternary=run.ternary,
+    )
+
+
+def _export(run: DistillRun, sides: Sides) -> None:
+    """`model/`, as it is trained on; of ternary matrices also `ternary/`, four of them a byte."""
+    model, tokenizer, dtype = sides.student.model, sides.student_tokenizer, DTYPES[run.export_dtype]
+    if not (run.output / "model").exists():
+        if run.ternary is None:
+            export_model(model, tokenizer, run.output / "model", dtype=dtype)
+        else:
+            export_latent(model, tokenizer, run.output / "model", dtype=dtype)
+    if run.ternary is not None and not (run.output / "ternary").exists():
+        export_ternary(model, tokenizer, run.output / "ternary")
+
+
+def _results(
+    run: DistillRun,
+    sides: Sides,
+    objective: Objective,
+    progress: Progress,
+    folder: RunFolder,
+    before: dict[str, Any],
+    after: dict[str, float],
+) -> dict[str, Any]:
+    teacher, trained = before["teacher"], after["bits_per_byte"]
+    return {
+        "name": run.output.name,
+        "losses": list(objective.weights()),
+        "plugins": {str(plugin.path): plugin.sha256 for plugin in run.own_losses},
+        "teacher_bits_per_byte": teacher,
+        "zero_shot_bits_per_byte": before["zero_shot"]["bits_per_byte"],
+        "trained_bits_per_byte": trained,
+        "retention": teacher / trained if teacher is not None else None,  # of bits less is better, so 1 is the teacher
+        "zero_shot": before["zero_shot"],
+        "trained": after,
+        "bits_per_byte_at": {str(step): value for step, value in folder.logged("bits_per_byte").items()},
+        "steps": progress.step,
+        "tokens": progress.num_tokens,
+        "bytes": progress.num_bytes,
+        "transfer": asdict(sides.transfer) if sides.transfer else None,
+        **sides.made,
+    }
 
 
 def _batches(run: DistillRun, sides: Sides, objective: Objective, rows: Sequence[Row]) -> Batches:
@@ -104,15 +152,38 @@ def _claim(run: DistillRun, resume: bool) -> RunFolder:
 
 
 def measurement(
-    config: EvalConfig, view: ModelView, tokenizer: Tokenizer, held_out: list[str]
+    config: EvalConfig, view: ModelView, tokenizer: Tokenizer, held_out: list[str], teacher: ModelView | None = None
 ) -> Callable[[], dict[str, float]]:
-    """A function that measures a model as it stands."""
+    """A function that measures a model as it stands; beside a teacher of the same tokenizer also how alike they are."""
 
     def measure() -> dict[str, float]:
         options = config.model_dump(exclude={"source"})
-        return {"bits_per_byte": bits_per_byte(view, tokenizer, held_out, **options).value}
+        found = {"bits_per_byte": bits_per_byte(view, tokenizer, held_out, **options).value}
+        if teacher is not None:
+            alike = agreement(view, teacher, tokenizer, held_out, config)
+            found |= {"kl_to_teacher": alike.kl, "top1_agreement": alike.top1}
+        return found
 
     return measure
+
+
+def _measurement(run: DistillRun, sides: Sides, task: TextTask, held_out: list[str]) -> Callable[[], dict[str, float]]:
+    """What a run is measured by; matrices on their way to ternary are measured as what they will be exported as."""
+    own, model = sides.student_tokenizer, sides.student.model
+    one_tokenizer = own.fingerprint == sides.teacher_tokenizer.fingerprint
+    teacher = sides.teacher if isinstance(sides.teacher, ModelView) and one_tokenizer else None
+    measure = measurement(run.eval, sides.student, own, held_out, teacher)
+    if run.ternary is None:
+        return measure
+    watch = TernaryWatch(model)
+
+    def measure_ternary() -> dict[str, float]:
+        set_strength(model, 1.0)
+        found = measure()
+        task.stepped(task.step, run.train.horizon)
+        return found | watch.measure(task.step)
+
+    return measure_ternary
 
 
 def _before_training(
@@ -124,4 +195,4 @@ def _before_training(
     else:
         teacher = measurement(run.eval, sides.teacher, sides.teacher_tokenizer, held_out)()["bits_per_byte"]
     samples = continuations(run, sides.student.model, sides.student_tokenizer, sides.teacher_tokenizer)
-    return {"teacher": teacher, "zero_shot": measure()["bits_per_byte"], "samples": samples}
+    return {"teacher": teacher, "zero_shot": measure(), "samples": samples}

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import create_model
+from pydantic import Field, create_model, model_validator
 
-from tokenkit.config import Config
+from tokenkit.config import Config, UserError
 from tokenkit.data.batch import DataConfig
 from tokenkit.eval.bits_per_byte import EvalConfig
+from tokenkit.models.student import StudentConfig
+from tokenkit.models.ternary import TernaryConfig
 from tokenkit.objective import LossesConfig, losses_config
 from tokenkit.plugins.load import Plugin
 from tokenkit.tokenizers.spec import TokenizerSpec
@@ -28,6 +30,22 @@ class ReportConfig(Config):
     """Bytes of held-out text that are shown in both tokenisations."""
 
 
+class WeightedTeacher(ModelChoice):
+    """One of several teachers."""
+
+    weight: float = Field(1.0, ge=0)
+    """Its share among them."""
+
+
+class StatisticsConfig(Config):
+    """What whitening norms of a loss have to know of the teacher."""
+
+    folder: Path | None = None
+    """Where it is kept, for later runs too; null: in the run folder."""
+    rows: int = Field(256, ge=1)
+    """Rows of the training text that it is measured on."""
+
+
 class DistillRun(Config):
     """A run file of `tokenkit distill`."""
 
@@ -36,7 +54,13 @@ class DistillRun(Config):
     model: ModelChoice
     """The student before any change."""
     teacher: ModelChoice | None = None
-    """Without one the student is taught by what it was before it changed its tokenizer."""
+    """Without one the student is taught by what `model` was before every change."""
+    teachers: list[WeightedTeacher] = []
+    """Instead of one: the weighted mean of the probabilities of several, all with the student's tokenizer."""
+    student: StudentConfig | None = None
+    """How the student's shape differs from `model`, and where its weights come from."""
+    ternary: TernaryConfig | None = None
+    """Makes the matrices of the student's layers -1, 0 or 1 while it is trained: BitNet b1.58."""
     record: Path | None = None
     """A folder of `tokenkit record`: taught from it, no teacher is loaded. One that is named beside it is compared with
     what was recorded."""
@@ -48,11 +72,27 @@ class DistillRun(Config):
     plugins: list[Path] = []
     """Python files with losses of your own, which this runs; their names become keys of `losses`."""
     losses: LossesConfig
+    teacher_statistics: StatisticsConfig = StatisticsConfig()
     data: DataConfig
     train: TrainConfig
     eval: EvalConfig
     report: ReportConfig = ReportConfig()
     export_dtype: ExportType = "float32"
+
+    @model_validator(mode="after")
+    def _fits(self) -> "DistillRun":
+        if self.teachers and (self.teacher is not None or self.record is not None):
+            raise UserError("teachers: beside teacher or record; keep one of them")
+        if self.ternary is not None and self.train.mode != "full":
+            raise UserError(
+                f"train.mode: {self.train.mode!r} beside ternary, which trains matrices; write train.mode=full"
+            )
+        if self.ternary is not None and self.ternary.warmup_steps > self.train.steps:
+            raise UserError(
+                f"ternary.warmup_steps: {self.ternary.warmup_steps:,}, but the run ends after {self.train.steps:,}, "
+                "before its matrices are ternary; write that many or less"
+            )
+        return self
 
     @classmethod
     def grown(cls, values: dict[str, Any]) -> type[Any]:

@@ -11,6 +11,7 @@ from tokenkit.models.expand import load_expansion
 from tokenkit.models.factorised import Factorised
 from tokenkit.models.factorised_view import FACTORISED, TOKENIZER, attach_saved
 from tokenkit.models.load import BASE, EXPANSION, load_model
+from tokenkit.models.ternary_saved import QUANTIZATION, reattach_ternary
 from tokenkit.models.view import check_linear_head
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.tokenizers.load import load_tokenizer
@@ -34,7 +35,7 @@ class ModelChoice(Config):
 def load_pair(choice: ModelChoice, device: str, *, codes: bool = False) -> tuple[PreTrainedModel, Tokenizer]:
     """The model, in float32, and its tokenizer; UserError for a model that cannot be scored here.
 
-    `codes`: the caller can do with a model that has tables for the codes of an open tokenizer.
+    `codes`: the caller only reads, so it can do with tables for the codes of an open tokenizer, and packed matrices.
     """
     folder = Path(choice.source)
     expansion, factorised = folder / EXPANSION, folder / FACTORISED
@@ -49,6 +50,8 @@ def load_pair(choice: ModelChoice, device: str, *, codes: bool = False) -> tuple
     revision = choice.revision if spec.name == source else None  # another repository has other revisions
     tokenizer = load_tokenizer(spec, revision=revision)
     model = load_model(source, device=device, revision=choice.revision, trust_remote_code=choice.trust_remote_code)
+    if not codes or model.config.to_dict().get(QUANTIZATION, {}).get("quantization_mode") == "online":
+        reattach_ternary(model, model.config.to_dict())  # a packed one can be read, and not trained
     check_linear_head(model)
     if expansion.is_file():
         load_expansion(model, expansion)

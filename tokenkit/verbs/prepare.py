@@ -1,60 +1,130 @@
 """What a run of `tokenkit distill` begins with: student and teacher in memory, everything changed that is to change."""
 
 import copy
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenkit.config import UserError
+from tokenkit.data.batch import read_training_rows
+from tokenkit.data.example import Row, Window
 from tokenkit.data.records import TOKENIZER, Record
 from tokenkit.models.expand import attach_expansion, old_inputs
 from tokenkit.models.generate import generate
 from tokenkit.models.load import head_matrix, input_matrix, output_head
 from tokenkit.models.lora import attach_lora
+from tokenkit.models.mixture import MixtureView
+from tokenkit.models.student import build_student
+from tokenkit.models.ternary import attach_ternary
 from tokenkit.models.view import ModelView
 from tokenkit.tokenizers.base import Tokenizer, require_lossless
 from tokenkit.tokenizers.bytelevel import ByteTokenizer
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.train.schema import TrainConfig
-from tokenkit.transfer.apply import transfer_model
+from tokenkit.transfer.apply import TransferReport, transfer_model
 from tokenkit.verbs.device import pick_device
 from tokenkit.verbs.distill_run import DistillRun
 from tokenkit.verbs.model import load_pair
 from tokenkit.verbs.sides import Sides
 
+CALIBRATION_ROWS = 16  # of the training text, on which pruning and norms of ternary layers are measured
 
-def prepare(run: DistillRun) -> Sides:
-    """Both sides in memory: the tokenizer swapped, the adapters attached, what is not trained frozen."""
+
+def prepare(run: DistillRun, rows: Sequence[Row] | None = None) -> Sides:
+    """Both sides in memory: shape and tokenizer changed, matrices made ternary, adapters attached, the rest frozen.
+
+    `rows` are those of the training text, read here where they are needed and not given.
+    """
     device = pick_device(run.train.device)
     torch.manual_seed(run.train.seed)  # adapters begin at random
     target = load_tokenizer(run.target_tokenizer) if run.target_tokenizer else None
     model, source = load_pair(run.model, device)
     for tokenizer in (source, target or source):
         require_lossless(tokenizer, "a student's tokenizer")
-    live = run.record is None
-    other = load_pair(run.teacher, device) if run.teacher and live else None
-    shared_body = live and other is None and run.train.mode != "full"
+    other = _teacher(run, device) if run.record is None else None
+    changed = run.student is not None or run.ternary is not None
+    shared_body = run.record is None and other is None and run.train.mode != "full" and not changed
     tables = _tables(model) if shared_body else {}
-    if live and other is None and not shared_body:
-        other = copy.deepcopy(model), source
-    samples = continuations(run, *(other or (model, source)), source) if live else []
+    if run.record is None and other is None and not shared_body:
+        other = ModelView(copy.deepcopy(model)), source
+    samples: list[str] = []
+    if run.record is None:
+        samples = continuations(run, *((other[0].model, other[1]) if other else (model, source)), source)
     if run.expand_inputs and (not isinstance(target, ByteTokenizer) or shared_body):
         raise UserError("expand_inputs: only with target_tokenizer=byte, and train.mode=full or a teacher of its own")
-    old = old_inputs(model, source.token_bytes) if run.expand_inputs else None
-    report = transfer_model(model, source, target, **run.transfer.model_dump()) if target else None
-    if old is not None:
-        attach_expansion(model, *old)
-    _choose_trained(model, run.train)
+    model, report, made = _student(run, model, source, target, rows)
     if run.record is not None:
         teacher, teacher_tokenizer = Record(run.record), load_tokenizer(str(run.record / TOKENIZER))
     elif other is None:
         teacher, teacher_tokenizer = ModelView(model, tables=tables, adapters=False), source
     else:
-        teacher, teacher_tokenizer = ModelView(other[0].requires_grad_(False)), other[1]
+        teacher, teacher_tokenizer = other[0], other[1]
+        teacher.model.requires_grad_(False)
     if run.train.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    return Sides(ModelView(model), target or source, teacher, teacher_tokenizer, report, samples)
+    return Sides(ModelView(model), target or source, teacher, teacher_tokenizer, report, samples, made)
+
+
+def _student(
+    run: DistillRun, model: PreTrainedModel, source: Tokenizer, target: Tokenizer | None, rows: Sequence[Row] | None
+) -> tuple[PreTrainedModel, TransferReport | None, dict[str, Any]]:
+    """The model that is trained, with another shape, tokenizer or kind of weights, and what was done for that."""
+    made: dict[str, Any] = {}
+    if run.student is not None:
+        calibration = _calibration(run, rows, source) if run.student.prune is not None else []
+        built = build_student(model, run.student, seed=run.train.seed, calibration=calibration)
+        model, made["student"] = built.model, built.report
+    old = old_inputs(model, source.token_bytes) if run.expand_inputs else None
+    report = transfer_model(model, source, target, **run.transfer.model_dump()) if target else None
+    if old is not None:
+        attach_expansion(model, *old)
+    if run.ternary is not None:
+        calibration = _calibration(run, rows, target or source) if run.ternary.calibrate else []
+        made["ternary"] = asdict(attach_ternary(model, run.ternary, calibration=calibration))
+    _choose_trained(model, run.train)
+    _freeze(model, made.get("student", {}).get("frozen", []))
+    return model, report, made
+
+
+def _teacher(run: DistillRun, device: str) -> tuple[ModelView, Tokenizer] | None:
+    """The teacher that a run names, or several of them as one; None without any."""
+    choices = [run.teacher] if run.teacher else run.teachers
+    loaded = [load_pair(choice, device) for choice in choices]
+    for choice, (model, tokenizer) in zip(choices, loaded):
+        model.requires_grad_(False)
+        if tokenizer.fingerprint != loaded[0][1].fingerprint:
+            raise UserError(
+                f"teachers: {choice.source} has another tokenizer than {choices[0].source}; probabilities of different "
+                "tokens have no mean: take teachers of one tokenizer"
+            )
+    if len(loaded) < 2:
+        return (ModelView(loaded[0][0]), loaded[0][1]) if loaded else None
+    views = [ModelView(model) for model, _ in loaded]
+    return MixtureView(views, [choice.weight for choice in run.teachers]), loaded[0][1]
+
+
+def _calibration(run: DistillRun, rows: Sequence[Row] | None, tokenizer: Tokenizer) -> list[Tensor]:
+    """The first rows of the training text in a tokenizer's ids, each after the start token."""
+    texts = [row.text for row in (rows or read_training_rows(run.data))[:CALIBRATION_ROWS] if isinstance(row, Window)]
+    if not texts:
+        raise UserError(
+            "data.format: 'chat', but pruning and norms of ternary layers are measured on plain text; "
+            "write data.format=text, or ternary.calibrate=false"
+        )
+    start = tokenizer.start_id()
+    return [torch.tensor([[start, *encoding.ids.tolist()]]) for encoding in tokenizer.encode_batch(texts)]
+
+
+def _freeze(model: PreTrainedModel, names: Sequence[str]) -> None:
+    """Takes these tensors, under whichever name they have, out of what is trained."""
+    frozen = set(names)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in frozen:
+            parameter.requires_grad_(False)
 
 
 def _tables(model: PreTrainedModel) -> dict[str, Tensor]:

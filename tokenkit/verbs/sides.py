@@ -1,7 +1,8 @@
 """Student and teacher of a run side by side, and what is refused because they do not fit each other or the losses."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from tokenkit.config import UserError
 from tokenkit.data.batch import DataConfig
@@ -10,6 +11,7 @@ from tokenkit.data.pair import Pair
 from tokenkit.data.records import Record, Wanted
 from tokenkit.models.view import ModelView, state_shape
 from tokenkit.objective import LossesSection, Objective
+from tokenkit.quantities import SIDES
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.tokenizers.spec import TokenizerSpec
@@ -29,6 +31,8 @@ class Sides:
     teacher_tokenizer: Tokenizer
     transfer: TransferReport | None
     teacher_samples: list[str]
+    made: dict[str, Any] = field(default_factory=dict)
+    """What was done to make the student: by section of the run file, as plain values."""
 
 
 def objective_of(losses: LossesSection, sides: Sides) -> Objective:
@@ -38,6 +42,7 @@ def objective_of(losses: LossesSection, sides: Sides) -> Objective:
     own, other = sides.student_tokenizer, sides.teacher_tokenizer
     objective.check_vocabularies(own.vocab_size, other.vocab_size, own.fingerprint == other.fingerprint)
     if isinstance(sides.teacher, ModelView):
+        read_attention_maps(objective, sides.student, sides.teacher)
         common_rows(objective, sides.student, own, sides.teacher)
         _check_states(objective, sides.student, sides.teacher)
     _check_width(objective, sides)
@@ -69,6 +74,13 @@ def _check_states(objective: Objective, student: ModelView, teacher: ModelView) 
                     f"losses.hidden_states.states: the student's {name} are {own[0]} of {own[1]} channels, the "
                     f"teacher's {theirs[0]} of {theirs[1]}; write states=last, and project=true where widths differ"
                 )
+
+
+def read_attention_maps(objective: Objective, *models: ModelView) -> None:
+    """Lets models compute attention in the way that returns its maps, where a loss asks for them."""
+    if any(f"{side}_attentions" in objective.names for side in SIDES):
+        for view in models:
+            view.model.set_attn_implementation("eager")
 
 
 def _check_width(objective: Objective, sides: Sides) -> None:

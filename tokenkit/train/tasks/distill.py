@@ -15,6 +15,7 @@ from tokenkit.data.batch import Batch
 from tokenkit.losses import LOSSES
 from tokenkit.models.paired import Paired
 from tokenkit.models.projectors import Projectors, logits_under, no_later
+from tokenkit.models.ternary import TernaryConfig, set_strength, strength_at
 from tokenkit.models.view import ModelView
 from tokenkit.objective import Objective
 from tokenkit.quantities import SIDES
@@ -40,11 +41,13 @@ class TextTask:
         pair: Mapping[str, Tensor] = MappingProxyType({}),
         teacher_width: int | None = None,
         seed: int = 0,
+        ternary: TernaryConfig | None = None,
     ):
         self._rows = common_rows(objective, student, student_tokenizer, teacher)
         if teacher is not None and self._rows is not None:
             teacher = teacher.limited(self._rows)
         self.objective, self.student, self.teacher = objective, student, teacher
+        self.ternary, self.step = ternary, 0
         self.device = student.model.device
         self.precision = precision
         self.pair = {name: tensor.to(self.device) for name, tensor in pair.items()}
@@ -67,15 +70,21 @@ class TextTask:
         self.student.model.train(on)
 
     def stepped(self, step: int, steps: int) -> None:
-        """Nothing follows a step."""
+        """Matrices that become ternary are a little more so at the next step."""
+        self.step = step
+        if self.ternary is not None:
+            set_strength(self.student.model, strength_at(self.ternary, step))
 
     def state(self) -> dict[str, Tensor]:
-        """What maps that are learnt along remember: running statistics."""
-        return self.projectors.memory()
+        """What maps that are learnt along remember (running statistics), and how far a warm-up has come."""
+        step = {"step": torch.tensor(self.step)} if self.ternary is not None else {}
+        return self.projectors.memory() | step
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Puts it back."""
         self.projectors.recall(tensors)
+        if "step" in tensors:
+            self.stepped(int(tensors["step"]), 0)
 
     def teacher_tensors(self, batch: Batch) -> dict[str, Tensor]:
         """What the losses ask of the teacher, without gradients."""
@@ -159,7 +168,7 @@ def common_rows(
     if rows < tokenizer.vocab_size:
         raise UserError(
             f"losses.{single[0]}: the student's head has {student.vocab_rows:,} rows and the teacher's "
-            f"{teacher.vocab_rows:,} for {tokenizer.vocab_size:,} ids of their tokenizer; take models with a row for each id"
+            f"{teacher.vocab_rows:,} for {tokenizer.vocab_size:,} ids of a tokenizer; take models with a row for each"
         )
     return rows
 

@@ -1,0 +1,59 @@
+"""The commands over many runs: sweep, study, search, architectures."""
+
+from typing import Annotated, Any
+
+import typer
+
+from tokenkit.cli_shared import DryRun, Quiet, Words, print_values, shown
+from tokenkit.config import load
+
+app = typer.Typer()
+KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Exit code 0 although runs failed; they are recorded.")]
+
+
+def _finish(results: dict[str, Any], keep_going: bool) -> None:
+    print_values(results)
+    if results["failed"] and not keep_going:
+        raise typer.Exit(1)
+
+
+@app.command()
+def sweep(words: Words = None, dry_run: DryRun = False, quiet: Quiet = False, keep_going: KeepGoing = False) -> None:
+    """Do a grid, a list or random draws of runs; compare them at equal text and at equal steps."""
+    from tokenkit.verbs.sweep import SweepRun, sweep
+
+    run = load(SweepRun, words or [])
+    if not shown(run, dry_run):
+        _finish(sweep(run, quiet=quiet), keep_going or run.keep_going)
+
+
+@app.command()
+def study(words: Words = None, dry_run: DryRun = False, quiet: Quiet = False, keep_going: KeepGoing = False) -> None:
+    """Compare objectives with plain training over seeds and budgets; say which differences are real."""
+    from tokenkit.verbs.study import StudyRun, study
+
+    run = load(StudyRun, words or [])
+    if not shown(run, dry_run):
+        _finish(study(run, quiet=quiet), keep_going or run.keep_going)
+
+
+@app.command()
+def search(words: Words = None, dry_run: DryRun = False, quiet: Quiet = False, keep_going: KeepGoing = False) -> None:
+    """Look for the best values of a space: random, successive halving, or Bayesian with optuna."""
+    from tokenkit.verbs.search import SearchRun, search
+
+    run = load(SearchRun, words or [])
+    if not shown(run, dry_run):
+        _finish(search(run, quiet=quiet), keep_going or run.keep_going)
+
+
+@app.command()
+def architectures(
+    words: Words = None, dry_run: DryRun = False, quiet: Quiet = False, keep_going: KeepGoing = False
+) -> None:
+    """Train every shape of a fixed number of weights on the same text; which are on the frontier."""
+    from tokenkit.verbs.architectures import ArchitecturesRun, architectures
+
+    run = load(ArchitecturesRun, words or [])
+    if not shown(run, dry_run):
+        _finish(architectures(run, quiet=quiet), keep_going or run.keep_going)
