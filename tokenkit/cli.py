@@ -54,13 +54,22 @@ def transfer(words: Words = None, dry_run: DryRun = False) -> None:
 
 
 @app.command()
-def distill(words: Words = None, dry_run: DryRun = False, resume: Resume = False, quiet: Quiet = False) -> None:
+def distill(
+    words: Words = None,
+    preset: cli_sweep.Preset = None,
+    smoke: cli_sweep.Smoke = False,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    quiet: Quiet = False,
+) -> None:
     """Transfer a model to another tokenizer and train it under what it was, or under another teacher."""
     from tokenkit.verbs.distill import distill
     from tokenkit.verbs.distill_run import DistillRun
 
-    run = load(DistillRun, words or [])
+    chosen = cli_sweep.chosen_preset(preset, words or [], smoke)
+    run = chosen or load(DistillRun, words or [])
     if not shown(run, dry_run):
+        cli_sweep.make_teacher(preset, run, smoke, quiet)
         results = distill(run, resume=resume, quiet=quiet)
         print_values({key: value for key, value in results.items() if key not in ("transfer", "losses")})
         print_values({"model": str(run.output / "model"), "page": str(run.output / "report.html")})
@@ -74,6 +83,26 @@ def record(words: Words = None, dry_run: DryRun = False, resume: Resume = False,
     run = load(RecordRun, words or [])
     if not shown(run, dry_run):
         print_values(record(run, resume=resume, quiet=quiet))
+
+
+@app.command()
+def synthesize(words: Words = None, dry_run: DryRun = False, resume: Resume = False, quiet: Quiet = False) -> None:
+    """Let a teacher write texts, or questions and answers, to teach students on."""
+    from tokenkit.verbs.synthesize import SynthesizeRun, synthesize
+
+    run = load(SynthesizeRun, words or [])
+    if not shown(run, dry_run):
+        print_values(synthesize(run, resume=resume, quiet=quiet))
+
+
+@app.command("filter")
+def filter_source(words: Words = None, dry_run: DryRun = False) -> None:
+    """Keep the documents of a source that read like text; count why the others do not."""
+    from tokenkit.verbs.filter import FilterRun, filter_source
+
+    run = load(FilterRun, words or [])
+    if not shown(run, dry_run):
+        print_values(filter_source(run))
 
 
 @app.command("eval")

@@ -1,14 +1,37 @@
-"""The commands over many runs: sweep, study, search, architectures."""
+"""The commands over many runs: sweep, study, search, architectures; and the runs that come with the package."""
 
 from typing import Annotated, Any
 
 import typer
 
-from tokenkit.cli_shared import DryRun, Quiet, Words, print_values, shown
-from tokenkit.config import load
+from tokenkit.cli_shared import DryRun, Quiet, Words, print_rich, print_values, shown
+from tokenkit.config import UserError, load
 
 app = typer.Typer()
 KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Exit code 0 although runs failed; they are recorded.")]
+Preset = Annotated[
+    str | None, typer.Option(metavar="NAME", help="A run that comes with the package; see tokenkit presets.")
+]
+Smoke = Annotated[bool, typer.Option("--smoke", help="The preset made tiny: no network, a minute on a CPU.")]
+
+
+def chosen_preset(name: str | None, words: list[str], smoke: bool) -> Any:
+    """The run of a preset with overrides; None where none is named."""
+    if name is None:
+        if smoke:
+            raise UserError("--smoke: goes with --preset NAME, which it makes tiny")
+        return None
+    from tokenkit.verbs.presets import preset_run
+
+    return preset_run(name, words, smoke=smoke)
+
+
+def make_teacher(name: str | None, run: Any, smoke: bool, quiet: bool) -> None:
+    """Makes the teacher of a tiny preset."""
+    if name is not None and smoke:
+        from tokenkit.verbs.presets import train_teacher
+
+        train_teacher(name, run, quiet=quiet)
 
 
 def _finish(results: dict[str, Any], keep_going: bool) -> None:
@@ -57,3 +80,17 @@ def architectures(
     run = load(ArchitecturesRun, words or [])
     if not shown(run, dry_run):
         _finish(architectures(run, quiet=quiet), keep_going or run.keep_going)
+
+
+@app.command()
+def presets() -> None:
+    """List the runs that come with the package, for tokenkit distill --preset NAME."""
+    from rich.table import Table
+
+    from tokenkit.verbs.presets import preset_table
+
+    header, *rows = preset_table()
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*row)
+    print_rich(table)

@@ -1,4 +1,4 @@
-"""A pruned model says what the whole one says with the pruned parts masked; what is kept is the best, the same every time."""
+"""A pruned model says what the whole one says with the pruned parts masked; the best is kept, the same every time."""
 
 import copy
 
@@ -32,18 +32,15 @@ def make(family="llama", **changes):
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(FAMILIES[family](**{**sizes, **changes})).eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():  # gains and biases that are not 1 and 0
+        for parameter in model.parameters():  # gains and biases that are not 1 and 0
             if parameter.ndim == 1:
                 parameter.uniform_(0.5, 1.5)
     return model
 
 
 def masked_logits(model, kept, ids):
-    """The whole model, skipping blocks, with zeros for what is not kept; its norms count the channels that are kept."""
-    heads, head_dim = (
-        model.config.num_attention_heads,
-        kept.sizes.get("head_dim") or model.model.layers[0].self_attn.head_dim,
-    )
+    """The whole model, skipping blocks, with zeros for what is not kept; its norms count kept channels only."""
+    heads, head_dim = model.config.num_attention_heads, model.model.layers[0].self_attn.head_dim
     hooks, width = [], model.config.hidden_size
     axes = dict(zip(kept.layers, kept.axes, strict=True))
     channels = torch.zeros(width)
@@ -199,11 +196,8 @@ def test_training_brings_a_pruned_model_nearer_to_its_teacher():
         target = model(IDS).logits.log_softmax(-1)
 
     def divergence():
-        return (
-            functional.kl_div(student(IDS).logits.log_softmax(-1), target, log_target=True, reduction="none")
-            .sum(-1)
-            .mean()
-        )
+        logp = student(IDS).logits.log_softmax(-1)
+        return functional.kl_div(logp, target, log_target=True, reduction="none").sum(-1).mean()
 
     before, optimizer = divergence().item(), torch.optim.AdamW(student.parameters(), lr=1e-2)
     for _ in range(30):

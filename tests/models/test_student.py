@@ -4,14 +4,27 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, SmolLM3Config
+from torch.nn import functional
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    SmolLM3Config,
+)
 from transformers.models.smollm3.modeling_smollm3 import SmolLM3ForCausalLM
 
 from tokenkit.config import UserError, build
+from tokenkit.export.huggingface import export_huggingface
 from tokenkit.models.blocks import block_list, skip, watching
 from tokenkit.models.count import inventory_of, inventory_of_model, unique_parameters
 from tokenkit.models.load import head_matrix, input_matrix, load_model
+from tokenkit.models.shape import own_names
 from tokenkit.models.student import StudentConfig, build_student, chosen_layers
+from tokenkit.models.view import ModelView
+from tokenkit.tokenizers.bytelevel import ByteTokenizer
 
 IDS = torch.randint(0, 70, (2, 12), generator=torch.Generator().manual_seed(0))
 
@@ -240,7 +253,7 @@ def test_shared_blocks_are_counted_once_trained_as_one_and_written_whole(tmp_pat
         ("mamba", {"state_size": 4}),
         ("mixtral", {"num_local_experts": 2}),
         ("gpt2", {}),
-        ("qwen3", {"head_dim": 8}),
+        ("qwen3", {}),
     ],
 )
 def test_other_architectures_keep_the_vocabulary(model_type, changes):
@@ -252,8 +265,13 @@ def test_other_architectures_keep_the_vocabulary(model_type, changes):
     assert (config.bos_token_id, config.eos_token_id) == (5, 6)
     logits = found.model(IDS).logits
     assert logits.shape == (2, 12, 70)
-    logits.sum().backward()
+    read = ModelView(found.model).leaves({"logits"}, IDS, IDS)["logits"]  # as losses on logits read any model
+    torch.testing.assert_close(read, logits)
+    divergence = functional.kl_div(read.log_softmax(-1), teacher(IDS).logits.softmax(-1), reduction="sum")
+    divergence.backward()
     assert all(parameter.grad is not None for parameter in found.model.parameters())
+    if "head_dim" in config.to_dict():
+        assert config.head_dim == teacher.config.head_dim
 
 
 def test_a_table_goes_into_another_architecture_by_its_role():
@@ -277,6 +295,10 @@ def test_a_gpt2_becomes_a_llama_of_its_sizes():
         ({"config": {"hiden_size": 3}}, ["did you mean 'hidden_size'"]),
         ({"config": {"hidden_size": "wide"}}, ["expected int"]),
         ({"config": {"hidden_size": 30}}, ["multiple of the number of attention heads"]),
+        ({"config": {"num_attention_heads": 0}}, ["student.config: llama cannot be"]),
+        ({"config": {"num_attention_heads": 0, "model_type": "qwen3"}, "start": "random"}, ["qwen3 cannot be"]),
+        ({"config": {"num_attention_heads": "x", "model_type": "qwen3"}, "start": "random"}, ["expected int"]),
+        ({"config": {"num_hidden_layers": "two"}}, ["student.config.num_hidden_layers: 'two'"]),
         ({"config": {"vocab_size": 3}}, ["target_tokenizer"]),
         ({"config": {"model_type": "lama"}, "start": "random"}, ["did you mean 'llama'"]),
         ({"config": {"model_type": "gpt2"}}, ["write student.start=random"]),
@@ -297,6 +319,38 @@ def test_mistakes_are_one_line(keys, parts):
     message = complaint(llama(), **keys)
     for part in parts:
         assert part in message
+
+
+def test_matrices_of_experts_are_drawn_one_by_one():
+    config = {"model_type": "mixtral", "num_local_experts": 3}
+    student = built(llama(), config=config, start="random", initializer="xavier").model
+    experts = student.model.layers[0].mlp.experts.down_proj
+    assert experts.shape == (3, 16, 24)
+    assert 0.9 * (6 / 40) ** 0.5 < experts.abs().max() <= (6 / 40) ** 0.5
+
+
+def test_a_student_with_shared_blocks_is_exported_and_verified(tmp_path):
+    tokenizer = ByteTokenizer()
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_hidden_layers": 4}
+    teacher = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=tokenizer.vocab_size)).eval()
+    student = built(teacher, share_layers=1).model
+    export_huggingface(student, tokenizer, tmp_path / "m", dtype=torch.bfloat16)
+    loaded = load_model(str(tmp_path / "m"), dtype=torch.bfloat16)
+    assert torch.equal(loaded(IDS).logits, copy.deepcopy(student).to(torch.bfloat16)(IDS).logits)
+
+
+def test_keys_of_a_configuration_that_is_no_dataclass():
+    class Old(PreTrainedConfig):
+        model_type = "old"
+
+        def __init__(self, depth=2, **others):
+            self.depth = depth
+            super().__init__(**others)
+
+    assert own_names(Old, {"depth": 3}, "student.config") == {"depth": 3}
+    with pytest.raises(UserError, match="did you mean 'depth'"):
+        own_names(Old, {"dept": 3}, "student.config")
 
 
 def test_both_names_of_a_key():

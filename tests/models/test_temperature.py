@@ -1,6 +1,7 @@
 """A schedule begins where it says, goes one way, and ends where it says, exactly and for good."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -32,7 +33,7 @@ def test_laws_of_every_schedule(kind, start, end, horizon, speed):
     values = [made(n) for n in numbers]
     assert values[0] == start
     assert all(made(n) == end for n in numbers if n >= max(horizon - 1, 1))
-    steps = [b - a for a, b in zip(values, values[1:])]
+    steps = [b - a for a, b in pairwise(values)]
     assert all(step <= 0 for step in steps) if start >= end else all(step >= 0 for step in steps)
     assert min(values) > 0
     assert all(math.isfinite(value) for value in values)

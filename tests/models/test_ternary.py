@@ -8,6 +8,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import (
+    BitNetConfig,
+    BitNetForCausalLM,
     FalconConfig,
     FalconForCausalLM,
     Gemma2Config,
@@ -309,6 +311,18 @@ def test_a_ternary_model_is_trained_on_with_its_layers_and_norms() -> None:
     assert (again.converted, again.norms, again.kept) == (first.converted, first.norms, first.kept)
     assert {(layer.backward, layer.seed, layer.strength) for layer in layers.values()} == {("saved_int8", 3, 1.0)}
     torch.testing.assert_close(logits(model), before, atol=1e-5, rtol=1e-5)
+
+
+def test_a_bitnet_model_has_norms_of_its_own() -> None:
+    """What a model with norms before `o_proj` and `down_proj` is saved as."""
+    config = BitNetConfig(**SIZES, intermediate_size=48, num_key_value_heads=2)
+    with pytest.raises(UserError, match="has these norms already; write sub_norm: none"):
+        attach_ternary(model_of(BitNetForCausalLM, config), TernaryConfig())
+    model = model_of(BitNetForCausalLM, config)
+    attach_ternary(model, plain())
+    assert len(attach_ternary(model, TernaryConfig(backward="int8")).converted) == 14
+    with pytest.raises(UserError, match="ternary already, without norms"):
+        attach_ternary(model, TernaryConfig(sub_norm="every"))
 
 
 def test_converting_draws_nothing_and_is_the_same_every_time() -> None:

@@ -174,9 +174,7 @@ def test_invalid_combinations_are_skipped(make, tmp_path, method):
 
 def test_without_optuna(make, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(
-        UserError, match="tpe needs optuna, which is not installed; pip install"
-    ):
+    with pytest.raises(UserError, match="tpe needs optuna, which is not installed; pip install"):
         search_optuna.import_optuna()
 
 

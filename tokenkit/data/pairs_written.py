@@ -1,11 +1,15 @@
 """Questions and answers that a teacher is brought to write: what it reads before each, and where each ends."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from tokenkit.config import Config, UserError
 from tokenkit.data.synthetic import Row, text_of
+from tokenkit.models.engines import Engine
+from tokenkit.models.sample import Sampled
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.tokenizers.chat import encode_pieces, render
 
@@ -110,14 +114,55 @@ def written(tokenizer: Tokenizer, ids: list[int], marks: Sequence[str]) -> str:
     return text[: min(ends, default=len(text))].strip()
 
 
-def conversation(config: PairConfig, values: Mapping[str, str], answer: str) -> Row:
-    """The row of a pair."""
-    user = filled(config.user or "", values)
-    return {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]}
-
-
 def check_words(config: PairConfig) -> None:
     """UserError where the answer is not asked for by its question, so that the two would have nothing in common."""
     for key, words in (("answer", config.answer), ("user", config.user)):
         if "{question}" not in (words or ""):
             raise UserError(f"pairs.{key}: {words!r} has no {{question}} in it; write where the question stands")
+
+
+@dataclass(frozen=True)
+class PairWriter:
+    """Brings a teacher to write pairs: all questions of a batch first, then their answers."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    config: PairConfig
+
+    def rows(self, texts: Sequence[str], numbers: Sequence[int]) -> list[Row | None]:
+        """The conversations of the sequences of these numbers; None where question or answer is empty."""
+        told = [{"text": text} for text in texts]
+        questions = self._ask(self.config.question, self.config.question_until, told, numbers, 0)
+        for values, (question, _) in zip(told, questions, strict=True):
+            values["question"] = question
+        asked = [place for place, values in enumerate(told) if values["question"]]
+        about = [told[place] for place in asked], [numbers[place] for place in asked], 1
+        answers = self._ask(self.config.answer, self.config.answer_until, *about)
+        rows: list[Row | None] = [None] * len(numbers)
+        for place, (answer, drawn) in zip(asked, answers, strict=True):
+            if answer:
+                rows[place] = self._row(told[place], answer, [questions[place][1], drawn])
+        return rows
+
+    def _ask(
+        self,
+        words: str | None,
+        marks: list[str] | None,
+        told: Sequence[Mapping[str, str]],
+        numbers: Sequence[int],
+        stream: int,
+    ) -> list[tuple[str, Sampled]]:
+        ends = marks or []
+        prompts = [asked(self.tokenizer, filled(words or "", values), chat=self.config.chat) for values in told]
+        until = ends_at(self.tokenizer, ends) if ends else None
+        found = self.engine.draw(prompts, numbers, stream=stream, until=until)
+        return [(written(self.tokenizer, one.ids, ends), one) for one in found]
+
+    def _row(self, values: Mapping[str, str], answer: str, drawn: Sequence[Sampled]) -> Row:
+        user = filled(self.config.user or "", values)
+        return {
+            "messages": [{"role": "user", "content": user}, {"role": "assistant", "content": answer}],
+            "drawn": [one.ids for one in drawn],
+            "ended": drawn[-1].ended,
+            "logp": math.fsum(one.logp for one in drawn),
+        }

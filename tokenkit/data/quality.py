@@ -1,7 +1,7 @@
 """Which documents read like text: the signals and thresholds of RedPajama-V2, as pure functions of the text.
 
-Together Computer 2023; after Gopher (Rae+ 2021, 2112.11446), C4 (Raffel+ 2020, 1910.10683) and CCNet. A document is kept
-if every signal lies within its rule. Words are runs without white space; the normalised text is in small letters,
+Together Computer 2023; after Gopher (Rae+ 2021, 2112.11446), C4 (Raffel+ 2020, 1910.10683) and CCNet. A document is
+kept if every signal lies within its rule. Words are runs without white space; the normalised text is in small letters,
 without punctuation.
 """
 
@@ -24,17 +24,19 @@ Language = Literal["de", "en", "es", "fr", "it"]
 STOP_WORDS: dict[str, frozenset[str]] = {
     language: frozenset(words.split())
     for language, words in {
-        "de": "der die das und ist nicht ein eine zu den dem mit von auf für im sich des dass auch als an wie bei oder aus "
-        "nach wird sind noch war ich sie er es wir ihr aber wenn nur so um am zum zur einen einem einer hat haben werden",
-        "en": "the be to of and that have with a in is it for on as are was this at by not or from but what all were we "
-        "when your can said there use an each which she do how their if will up other about out many then them these so "
-        "i you he they his her had has",
-        "es": "el la de que y a en un ser se no haber por con su para como estar tener le lo todo pero más hacer o poder "
-        "este ya los las una del al es son fue era muy sin sobre también me hasta hay donde desde cuando",
-        "fr": "le la les de des du et à un une est que qui dans pour pas plus par sur au aux ne se ce il elle sont avec "
-        "son sa ses ou mais nous vous ils cette comme être a été leur était aussi même fait",
-        "it": "il lo la i gli le di a da in con su per tra e che un una è non si del della dei delle al alla nel nella "
-        "sono come più ma anche ha o se questo questa era dal dalla ci mi loro essere stato",
+        "de": "der die das und ist nicht ein eine zu den dem mit von auf für im sich des dass auch als an wie "
+        "bei oder aus nach wird sind noch war ich sie er es wir ihr aber wenn nur so um am zum zur einen "
+        "einem einer hat haben werden",
+        "en": "the be to of and that have with a in is it for on as are was this at by not or from but what "
+        "all were we when your can said there use an each which she do how their if will up other about "
+        "out many then them these so i you he they his her had has",
+        "es": "el la de que y a en un ser se no haber por con su para como estar tener le lo todo pero más "
+        "hacer o poder este ya los las una del al es son fue era muy sin sobre también me hasta hay "
+        "donde desde cuando",
+        "fr": "le la les de des du et à un une est que qui dans pour pas plus par sur au aux ne se ce il elle "
+        "sont avec son sa ses ou mais nous vous ils cette comme être a été leur était aussi même fait",
+        "it": "il lo la i gli le di da a in con su per tra e che un una è non si del della dei delle al alla "
+        "nel nella sono come più ma anche ha o se questo questa era dal dalla ci mi loro essere stato",
     }.items()
 }
 ELLIPSES = ("...", "…")
@@ -55,6 +57,11 @@ class Rule:
     def holds(self, value: float) -> bool:
         """Whether a document with this value is kept."""
         return self.least <= value <= self.most and value < self.below
+
+    def bounds(self) -> dict[str, float]:
+        """Those bounds that it has."""
+        found = {"at_least": self.least, "at_most": self.most, "below": self.below}
+        return {key: value for key, value in found.items() if math.isfinite(value)}
 
 
 RULES: tuple[Rule, ...] = (
@@ -208,7 +215,7 @@ def _share(part: int, whole: int) -> float:
 class QualityFilter:
     """Says of one document after another which rules it breaks, and counts."""
 
-    config: QualityConfig = QualityConfig()
+    config: QualityConfig = field(default_factory=QualityConfig)
     documents: int = 0
     kept: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
@@ -218,7 +225,7 @@ class QualityFilter:
     _seen: set[bytes] = field(default_factory=set)
 
     def __call__(self, text: str) -> list[str]:
-        """The rules that a document breaks; none: it is kept. One is a duplicate of what was seen before, kept or not."""
+        """The rules that a document breaks; none: it is kept. What came before, kept or not, makes it a duplicate."""
         seal = hashlib.sha256(normalised(text).encode()).digest()
         values = signals(text, self.config.language) | {"duplicate": float(seal in self._seen)}
         self._seen.add(seal)

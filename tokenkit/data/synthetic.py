@@ -1,9 +1,9 @@
 """A set of texts that a teacher wrote, on disk: gzipped JSON lines that any source reads, and what it is made of.
 
 A row of texts holds `text`, the `ids` that the teacher read and wrote (the start token among them, and the end token
-where it wrote one), how many of them were `given`, the log-probability `logp` of the others at temperature 1 in nats, and
-the `number` of the sequence, from which together with the seed every draw follows. A row of conversations holds
-`messages` in place of `text` and, under `drawn`, the ids of each stretch that the teacher wrote.
+where it wrote one), how many of them were `given`, whether it `ended`, the log-probability `logp` of the drawn ids at
+temperature 1 in nats, and the `number` of the sequence, from which with the seed every draw follows. A row of
+conversations holds `messages` in place of `text` and, under `drawn`, the ids of each stretch that the teacher wrote.
 """
 
 import codecs

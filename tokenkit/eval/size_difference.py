@@ -174,11 +174,9 @@ def _sentences(a: Inventory, b: Inventory, causes: tuple[Cause, ...]) -> Iterabl
     if a.parameters == b.parameters:
         yield f"Both have {a.parameters:,} parameters."
     else:
-        more, less, names = (a, b, "AB") if a.parameters > b.parameters else (b, a, "BA")
-        share = 100 * (more.parameters - less.parameters) / more.parameters
-        yield (
-            f"A has {a.parameters:,} parameters, B {b.parameters:,}: {names[1]} is {share:.2f} % smaller than {names[0]}."
-        )
+        (less, small), (more, large) = sorted([(a.parameters, "A"), (b.parameters, "B")])
+        share = 100 * (more - less) / more
+        yield (f"A has {a.parameters:,} parameters, B {b.parameters:,}: {small} is {share:.2f} % smaller than {large}.")
     yield from (cause.sentence for cause in causes)
     if not causes:
         yield "Both store the same number of elements."

@@ -70,7 +70,7 @@ def export_gguf(
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        figures = {"texts": verify_vocabulary(draft, tokenizer), **_verify_tensors(draft, plan, kinds)}
+        figures = {"texts": verify_vocabulary(draft, vocabulary, tokenizer), **_verify_tensors(draft, plan, kinds)}
         draft.rename(path)
     finally:
         draft.unlink(missing_ok=True)

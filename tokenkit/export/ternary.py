@@ -48,6 +48,11 @@ def export_ternary(
     layout = _checked_layout(model, tokenizer)
     packed: dict[str, Tensor] = {}
     for name, layer in layout.layers.items():
+        if layer.bias is not None and linear_class == "autobitlinear":
+            raise UserError(
+                f"{name}: has a bias, which transformers' offline autobitlinear layer would multiply by the scale as "
+                "well; write linear_class=bitlinear"
+            )
         trits, gamma = layer.trits()
         packed[f"{name}.weight"] = pack_trits(trits, name)
         packed[f"{name}.weight_scale"] = (gamma.reciprocal() if linear_class == "bitlinear" else gamma).reshape(1)

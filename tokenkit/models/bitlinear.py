@@ -148,6 +148,7 @@ class TernaryLinear(nn.Module):
         value = torch.lerp(latent.detach(), quantised.to(latent.dtype), self.strength)  # exact at 0 and at 1
         return _Straight.apply(latent, value)
 
+    @torch.compiler.disable  # a number of the generator is no part of a compiled graph
     def _draw(self) -> int | None:
         """Where the rounding of this call's gradients begins: like dropout, a draw of the generator of the step."""
         if self.backward != "int8" or not torch.is_grad_enabled():

@@ -1,7 +1,7 @@
-"""What a checkpoint, a configuration or a model holds, tensor by tensor: parameters once, and what is stored beside them.
+"""What a checkpoint, a configuration or a model holds, tensor by tensor: parameters once, and what is stored with them.
 
-A file may hold more than parameters: causal masks that old files kept as buffers, a second copy of a tied table. Neither
-is counted as a parameter here; every element is told apart.
+A file may hold more than parameters: causal masks that old files kept as buffers, a second copy of a tied table. Those
+are not counted as parameters here; every element is told apart.
 """
 
 import json
@@ -123,9 +123,7 @@ def inventory_of(source: str) -> Inventory:
         return _of_files(path)
     model_type, _, rest = source.partition(":")
     if path.is_absolute() or "/" in model_type or model_type in (".", "..", "~"):
-        raise UserError(
-            f"{source}: no such folder; write a folder, a .safetensors file, or a model_type (gpt2:n_layer=6)"
-        )
+        raise UserError(f"{source}: no such folder; write a folder, a .safetensors file, or a type: gpt2:n_layer=6")
     overrides: dict[str, Any] = {}
     for word in filter(None, _split(rest)):
         key, equals, value = word.partition("=")
@@ -153,7 +151,7 @@ def _on_meta(config: PreTrainedConfig, key: str) -> PreTrainedModel:
     try:
         with torch.device("meta"), quiet():
             return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (*BAD_VALUES, ZeroDivisionError) as error:
+    except BAD_VALUES as error:
         raise UserError(f"{key}: {config.model_type} cannot be built so: {reason(error)}") from None
 
 

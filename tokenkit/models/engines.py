@@ -3,7 +3,7 @@
 import importlib
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -15,6 +15,7 @@ MAX_PHASES = 8
 NEVER = -100.0  # the least bias that vLLM takes
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Draws one continuation per prompt; what it draws for a number does not depend on the other numbers."""
 

@@ -59,7 +59,7 @@ class PruneConfig(Config):
     else as many query heads from every group."""
     num_key_value_heads: int | None = Field(None, ge=1)
     layer_score: Literal["cosine", "kl"] = "cosine"
-    """A block's weight: 1 - cosine between its input and its output, or how far the model's predictions go without it."""
+    """A block's weight: 1 - cosine between its input and output, or how far the model's predictions go without it."""
 
     @model_validator(mode="after")
     def _something(self) -> "PruneConfig":
@@ -196,7 +196,7 @@ def width_scores(model: PreTrainedModel, calibration: Sequence[Int[Tensor, "1 _"
     return WidthScores(hidden / (positions * (1 + len(NORMS) * len(blocks))), neurons / positions, heads / positions)
 
 
-def _sizes(model: PreTrainedModel) -> dict[str, int]:
+def _sizes(model: PreTrainedModel) -> dict[str, Any]:
     values = model.config.to_dict()
     kind = type(model.config)
     found = {name: values.get(kind.attribute_map.get(name, name)) for name in (LAYERS, *WIDTHS, "head_dim")}
@@ -205,7 +205,7 @@ def _sizes(model: PreTrainedModel) -> dict[str, int]:
     return found
 
 
-def _sizes_after(before: Mapping[str, int], config: PruneConfig) -> dict[str, int]:
+def _sizes_after(before: Mapping[str, Any], config: PruneConfig) -> dict[str, int]:
     """The sizes that are kept; UserError for one that grows, and for heads that do not go into groups."""
     given = {**config.model_dump(include={*WIDTHS}), LAYERS: config.layers}
     for name, size in given.items():
@@ -228,7 +228,7 @@ def _sizes_after(before: Mapping[str, int], config: PruneConfig) -> dict[str, in
 
 
 def _axes(
-    model: PreTrainedModel, scores: WidthScores, before: Mapping[str, int], after: Mapping[str, int]
+    model: PreTrainedModel, scores: WidthScores, before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> tuple[list[dict[str, list[int]]], list[list[int]]]:
     """Per layer what is kept along each axis that is cut, and the query heads."""
     shared: dict[str, list[int]] = {}

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import difflib
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from tokenkit.config import UserError
 
-BAD_VALUES = (StrictDataclassError, ValueError, TypeError, KeyError, RuntimeError)  # what transformers raises for them
+BAD_VALUES = (StrictDataclassError, ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError)  # as raised
 LAYERS, WIDTH, HEADS, GROUPS = "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads"
 CARRIED = (LAYERS, WIDTH, "intermediate_size", HEADS, GROUPS, "max_position_embeddings")  # into another architecture
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -38,8 +39,9 @@ def config_class_of(model_type: str, key: str) -> type[PreTrainedConfig]:
 
 def known_keys(kind: type[PreTrainedConfig]) -> list[str]:
     """The keys that say what models of a class are like, under the class's own names and the general ones."""
-    own = [field.name for field in dataclasses.fields(kind) if field.name not in GENERAL]
-    return [*own, *(alias for alias in kind.attribute_map if alias not in own)]
+    fields = [field.name for field in dataclasses.fields(kind)]  # and the arguments of a class that is no dataclass
+    arguments = [word for word, p in inspect.signature(kind).parameters.items() if p.kind is not p.VAR_KEYWORD]
+    return [name for name in dict.fromkeys([*fields, *arguments, *kind.attribute_map]) if name not in GENERAL]
 
 
 def own_names(kind: type[PreTrainedConfig], overrides: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -103,7 +105,13 @@ def other_config(config: PreTrainedConfig, model_type: str, overrides: Mapping[s
         if mine in known:
             carried[_own(kind, mine)] = value
     given = own_names(kind, overrides, key)
-    return _made(kind, carried | given | _derived(kind, carried, given), key)
+    values: dict[str, Any] = {**carried, **given, **_derived(kind, carried, given)}
+    if HEADS in sizes and "head_dim" in known and "head_dim" not in given:
+        same = not {_own(kind, WIDTH), _own(kind, HEADS)} & given.keys()
+        made = _made(kind, {**values, "head_dim": 1}, key)  # the sizes are checked before they are divided
+        own = before["head_dim"] if same and before.get("head_dim") else None
+        values["head_dim"] = own or made.hidden_size // max(made.num_attention_heads, 1)
+    return _made(kind, values, key)
 
 
 def _own(kind: type[PreTrainedConfig], name: str) -> str:
@@ -130,12 +138,8 @@ def _cut_lists(
     """The lists with an entry per layer, for the layers that stay."""
     found: dict[str, Any] = {}
     for name, value in before.items():
-        if (
-            name in overrides
-            or not isinstance(value, list)
-            or not value
-            or not {"layer", "layers"} & {*name.split("_")}
-        ):
+        per_layer = {"layer", "layers"} & {*name.split("_")}
+        if name in overrides or not per_layer or not isinstance(value, list) or not value:
             continue
         if len(value) != count:
             raise UserError(

@@ -16,9 +16,7 @@ def share_blocks(model: PreTrainedModel, count: int) -> None:
     """
     name, blocks = block_list(model)
     if count > len(blocks):
-        raise UserError(
-            f"student.share_layers: {count} of {len(blocks)} layers; write a number from 1 to {len(blocks)}"
-        )
+        raise UserError(f"student.share_layers: {count} of {len(blocks)} layers; write 1 to {len(blocks)}")
     first: dict[int, nn.Module] = {}
     for number, block in enumerate(blocks):
         leader = first.setdefault(number * count // len(blocks), block)

@@ -1,6 +1,6 @@
 """A student made of its teacher: another configuration, fewer layers, pruned widths, copied and fresh weights.
 
-Order: built → begun with the teacher's weights → some modules fresh again → some modules copied → blocks shared → frozen.
+Order: built → begun with the teacher's weights → some modules fresh again → some copied → blocks shared → frozen.
 """
 
 import copy
@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from tokenkit.config import Config, UserError
 from tokenkit.models.blocks import block_list
 from tokenkit.models.count import pattern_of, unique_parameters
-from tokenkit.models.load import input_matrix, quiet
+from tokenkit.models.load import input_matrix, output_head, quiet
 from tokenkit.models.prune import WIDTHS, Kept, PruneConfig, keep_sets
 from tokenkit.models.shape import BAD_VALUES, LAYERS, changed_config, other_config, own_names, reason
 from tokenkit.models.sharing import share_blocks
@@ -31,18 +31,18 @@ class StudentConfig(Config):
 
     config: dict[str, Any] = {}
     """Keys of the model's configuration that change, under its own names or transformers' general ones (GPT-2's n_layer
-    is num_hidden_layers too). `model_type` chooses another architecture, which keeps vocabulary, special ids and sizes."""
+    is num_hidden_layers too). `model_type`: another architecture, which keeps vocabulary, special ids and sizes."""
     layers: int | list[int] | None = None
     """How many layers, or which of the teacher's (from 0; one may stand twice)."""
     copy_layers: Literal["uniform", "first", "last"] = "uniform"
-    """Which of the teacher's layers fewer layers begin as: spread evenly with the first and the last among them, the first
-    ones, or the last ones."""
+    """Which of the teacher's layers fewer layers begin as: spread evenly with the first and the last among them, the
+    first ones, or the last ones."""
     start: Literal["copy", "random"] = "copy"
     """All weights begin as the teacher's, or fresh."""
     reinitialize: list[str] = []
     """Modules that begin fresh all the same: dotted names, their last parts, or globs (`*.mlp`)."""
     initializer: Literal["own", "xavier", "normal"] = "own"
-    """How matrices that are not copied begin: as the architecture says, Xavier-uniform, or normal with its deviation."""
+    """How matrices that are not copied begin: as the architecture says, Xavier-uniform, or normal of its deviation."""
     copy_modules: list[str] = []
     """Modules that are copied from the teacher in any case: dotted names, their last parts, or globs."""
     freeze: list[str] = []
@@ -53,9 +53,9 @@ class StudentConfig(Config):
 
     @model_validator(mode="after")
     def _one_way(self) -> "StudentConfig":
-        if self.prune is not None:
-            if self.start == "random" or self.layers is not None or "model_type" in self.config:
-                raise UserError("student.prune: keeps what the teacher has; leave out start=random, layers, model_type")
+        other = self.start == "random" or self.layers is not None or "model_type" in self.config
+        if self.prune is not None and other:
+            raise UserError("student.prune: keeps what the teacher has; leave out start=random, layers, model_type")
         if isinstance(self.layers, list) and not self.layers:
             raise UserError("student.layers: an empty list; write the numbers of the teacher's layers, from 0")
         return self
@@ -103,7 +103,8 @@ def build_student(
         "shared_blocks": config.share_layers,
         "pruned": None if kept is None else {"layers": kept.layers, **kept.sizes, "heads": kept.heads},
     }
-    return BuiltStudent(student.to(teacher.device).eval(), report)
+    student.to(teacher.device)  # pyrefly: ignore [bad-argument-type] (a decorator hides the signature)
+    return BuiltStudent(student.eval(), report)
 
 
 def chosen_layers(layers: int | list[int] | None, teacher_layers: int, how: str) -> list[int]:
@@ -143,6 +144,8 @@ def _settings(
         return other_config(before, model_type, {**given, **named}, KEY), None
     changes = own_names(kind, given, KEY)
     count = changes.pop(kind.attribute_map.get(LAYERS, LAYERS), None)
+    if count is not None and not isinstance(count, int):
+        raise UserError(f"{KEY}.{LAYERS}: {count!r}, where a whole number is needed")
     if count is not None and config.layers not in (None, count):
         raise UserError(f"student.layers: {config.layers}, and {KEY} has {LAYERS}={count}; keep one")
     if kept is not None:
@@ -173,7 +176,7 @@ def _fresh(teacher: PreTrainedModel, settings: PreTrainedConfig, seed: int, key:
                 student = type(teacher)(settings)
             else:
                 student = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
-        except (*BAD_VALUES, ZeroDivisionError) as error:
+        except BAD_VALUES as error:
             raise UserError(f"{key}: {settings.model_type} cannot be built so: {reason(error)}") from None
     student.generation_config = copy.deepcopy(teacher.generation_config)
     return student.to(teacher.dtype)  # pyrefly: ignore [bad-argument-type] (a decorator hides the signature)
@@ -217,7 +220,7 @@ class _Sources:
 
 
 def _tables(model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
-    return model.get_input_embeddings(), model.get_output_embeddings()
+    return model.get_input_embeddings(), output_head(model)
 
 
 def _name_of(model: nn.Module, wanted: nn.Module) -> str:
@@ -274,7 +277,7 @@ def _above(name: str) -> list[str]:
 
 @torch.no_grad()
 def _reset(student: PreTrainedModel, names: Sequence[str], initializer: str, seed: int) -> None:
-    """Draws the matrices among the named tensors anew; vectors and what is no `weight` stay as the architecture has them.
+    """Draws the matrices among the named tensors anew; vectors and what is no `weight` stay as the architecture has it.
 
     A stack of matrices, as of experts, is drawn matrix by matrix.
     """

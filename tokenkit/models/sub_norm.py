@@ -83,7 +83,7 @@ def _unknown(model: PreTrainedModel) -> str:
 
 @torch.no_grad()
 def measured_gains(
-    model: PreTrainedModel, places: Iterable[str], calibration: Sequence[Int[Tensor, "1 T"]]
+    model: PreTrainedModel, places: Iterable[str], calibration: Sequence[Int[Tensor, "1 _"]]
 ) -> dict[str, Float[Tensor, ""]]:
     """The root mean square of each place's input, in the mean over all positions of the texts.
 

@@ -1,8 +1,8 @@
 """The temperature of each token of a sample: a pure function of its number, in a run file a number or keys.
 
-`T(n)` is the temperature of the n-th new token, counted from 0, of at most `horizon` tokens. Every kind begins at `start`
-exactly, goes one way, is `end` exactly from token `horizon - 1` on and stays there. With a horizon of one token that
-token is drawn at `start`, and `end` is what would follow.
+`T(n)` is the temperature of the n-th new token, counted from 0, of at most `horizon` tokens. Every kind begins at
+`start` exactly, goes one way, is `end` exactly from token `horizon - 1` on and stays there. With a horizon of one token
+that token is drawn at `start`, and `end` is what would follow.
 """
 
 import bisect
@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -84,7 +85,7 @@ def _list(kind: str) -> str:
 
 def _check_points(points: tuple[tuple[int, float], ...]) -> None:
     tokens = [token for token, _ in points]
-    if not points or tokens[0] != 0 or any(a >= b for a, b in zip(tokens, tokens[1:])):
+    if not points or tokens[0] != 0 or any(a >= b for a, b in pairwise(tokens)):
         raise UserError(f"temperature.points: tokens {tokens} do not rise from 0; write [[0, 10], [4, 1], [64, 0.5]]")
     if any(value <= 0 for _, value in points):
         raise UserError(f"temperature.points: {min(value for _, value in points)} is not above 0; write 0.01 or more")

@@ -107,7 +107,7 @@ def set_strength(model: nn.Module, value: float) -> None:
 
 
 def attach_ternary(
-    model: PreTrainedModel, config: TernaryConfig, *, calibration: Sequence[Int[Tensor, "1 T"]] = ()
+    model: PreTrainedModel, config: TernaryConfig, *, calibration: Sequence[Int[Tensor, "1 _"]] = ()
 ) -> TernaryReport:
     """Puts a ternary layer, with the same weights, in the place of every linear layer that the config does not skip.
 
@@ -134,7 +134,8 @@ def attach_ternary(
 
 def _trained_on(model: PreTrainedModel, config: TernaryConfig) -> TernaryReport:
     layers = ternary_layers(model).values()
-    if config.sub_norm != "none" and all(layer.norm is None for layer in layers):
+    inside = model.config.model_type == "bitnet" and config.sub_norm == "o_down"  # its own modules are these norms
+    if config.sub_norm != "none" and not inside and all(layer.norm is None for layer in layers):
         raise UserError("ternary.sub_norm: the model is ternary already, without norms; write sub_norm: none")
     for layer in layers:
         layer.scale, layer.activation_bits = config.scale, config.activation_bits

@@ -45,13 +45,10 @@ def _cells(entries: tuple[Entry, ...]) -> list[str]:
     count = f"{len(entries)} of " if len(entries) > 1 else ""
     elements = sum(entry.elements for entry in entries)
     size = sum(entry.elements * entry.itemsize for entry in entries)
-    cells = [
-        f"{count}{shape}" or "1",
-        ", ".join(sorted({entry.dtype for entry in entries})),
-        f"{elements:,}",
-        f"{size:,}",
-    ]
-    return cells if any(entry.stored for entry in entries) else [*cells[:2], f"({cells[2]})", f"({cells[3]})"]
+    numbers = [f"{elements:,}", f"{size:,}"]
+    if not any(entry.stored for entry in entries):
+        numbers = [f"({number})" for number in numbers]
+    return [count + (shape or "1"), ", ".join(sorted({entry.dtype for entry in entries})), *numbers]
 
 
 def _totals(inventory: Inventory) -> list[Text]:

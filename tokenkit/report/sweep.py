@@ -230,7 +230,7 @@ def _runs(row: Row) -> str:
     return f"{row.runs}, {row.failed} failed" if row.failed else str(row.runs)
 
 
-def _whole(value: float | None) -> str:
+def _whole(value: int | float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
 
 

@@ -26,6 +26,9 @@ from tokenkit.train.tasks import Stateful
 log = logging.getLogger(__name__)
 MANIFEST, BALANCE, STATE = "manifest.json", "balance.json", "state.safetensors"
 ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")
+REPLACED = ".replaced"  # a checkpoint that another of the same name is taking the place of
+HEADERS = 1 << 20  # bytes of a checkpoint beside its tensors
+LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,9 @@ class StepFolders:
         self.folder = folder
 
     def load(self, training: Training) -> Progress | None:
-        """Puts the newest whole checkpoint into place; None without one."""
+        """Puts the newest whole checkpoint into place; None without one. UserError where the next would not fit."""
+        check_room(self.folder, 3 * sum(p.numel() * p.element_size() for p in training.parameters.values()))
+        put_back(self.folder)
         path = newest_whole(self.folder)
         if path is None:
             return None
@@ -170,7 +175,9 @@ def _write(
     target, temporary = folder / name, folder / f".{name}.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        put_back(folder)
         _drop_leftovers(folder)
+        check_room(folder, num_bytes(tensors))
         temporary.mkdir()
         for part, values in tensors.items():
             if values or part != "state":
@@ -178,17 +185,47 @@ def _write(
         (temporary / "progress.json").write_text(json.dumps(asdict(progress)), "utf-8")
         (temporary / BALANCE).write_text(json.dumps(balance), "utf-8")
         _write_manifest(temporary)
-        if target.exists():  # a resumed run comes by its own step again
-            shutil.rmtree(target)
+        replaced = folder / f".{name}{REPLACED}"
+        if target.exists():  # the best so far, or a damaged step that a resumed run comes by again
+            target.rename(replaced)
         temporary.rename(target)
         _sync(folder)
+        if replaced.exists():
+            shutil.rmtree(replaced)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        put_back(folder)
         raise UserError(
             f"{target}: the checkpoint of step {progress.step} could not be written ({reason(error)}); the one before "
             "is kept; free some room and continue with --resume"
         ) from None
     return target
+
+
+def put_back(folder: Path) -> None:
+    """After a kill between two renames: the checkpoint that was being replaced gets its name back."""
+    for replaced in folder.glob(f".*{REPLACED}"):
+        target = folder / replaced.name.removeprefix(".").removesuffix(REPLACED)
+        if target.exists():
+            shutil.rmtree(replaced)
+        else:
+            replaced.rename(target)
+
+
+def num_bytes(tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
+    """What the tensors of a checkpoint take."""
+    return sum(t.numel() * t.element_size() for part in tensors.values() for t in part.values())
+
+
+def check_room(folder: Path, size_bytes: int) -> None:
+    """UserError, before an hour is spent, where a checkpoint of so many bytes does not fit on the disk."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free, needed = shutil.disk_usage(place).free, size_bytes + HEADERS
+    if free < needed:
+        raise UserError(
+            f"{folder}: a checkpoint takes {needed / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB left; free "
+            "some room, or write output=... on another disk"
+        )
 
 
 def _drop_old(folder: Path, keep: int) -> None:
@@ -255,11 +292,27 @@ def put_parameters(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str,
     """Copies saved values into parameters; ValueError where they are others."""
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     if {name: tuple(t.shape) for name, t in tensors.items()} != shapes:
-        odd = sorted(set(tensors) ^ set(shapes)) or [n for n in shapes if tuple(tensors[n].shape) != shapes[n]]
-        raise ValueError(f"other parameters than this run does, {odd[0]} for one")
+        raise ValueError(f"other parameters than this run does, {_mismatch(tensors, shapes)}")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
+
+
+def _mismatch(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """What two sets of parameters do not have in common, each kind by its first few names."""
+    gone, new = sorted(set(tensors) - set(shapes)), sorted(set(shapes) - set(tensors))
+    other = [
+        f"{name} {list(tensors[name].shape)} there and {list(shapes[name])} here"
+        for name in sorted(set(tensors) & set(shapes))
+        if tuple(tensors[name].shape) != shapes[name]
+    ]
+    kinds = {"only in the checkpoint": gone, "only in this run": new, "of other shapes": other}
+    said = [
+        f"{what}: {', '.join(names[:LISTED])}" + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+        for what, names in kinds.items()
+        if names
+    ]
+    return f"{(gone or new or other)[0].split()[0]} for one ({'; '.join(said)})"
 
 
 def put_optimizer(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tokenkit.config import UserError
 from tokenkit.tokenizers.autoencoder.bundle import read_bundle, write_bundle
-from tokenkit.train.checkpoint import Progress, Training, reason
+from tokenkit.train.checkpoint import Progress, Training, check_room, num_bytes, reason
 from tokenkit.train.folder import write_json
 from tokenkit.version import __version__
 
@@ -137,9 +137,11 @@ class StepFiles:
         target = self.folder / name
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            tensors = training.tensors()
+            check_room(self.folder, num_bytes(tensors))
             for leftover in self.folder.glob(".checkpoint_*.tmp"):  # of a run that was killed while it saved
                 leftover.unlink()
-            write_bundle(target, training.tensors(), self._state(training, progress))
+            write_bundle(target, tensors, self._state(training, progress))
         except (OSError, SafetensorError) as error:
             raise UserError(
                 f"{target}: the checkpoint of step {progress.step} could not be written ({reason(error)}); those "

@@ -113,9 +113,7 @@ def apply_liger(task: Task) -> None:
         raise UserError("train.liger: is for language models; write false here")
     model = task.student.model
     if "liger_kernel" not in installed():
-        raise UserError(
-            "train.liger: liger-kernel is not installed; install the extra `gpu`, or write train.liger=false"
-        )
+        raise UserError("train.liger: liger-kernel is not installed; take the extra `gpu`, or write train.liger=false")
     if model.device.type != "cuda":
         raise UserError(f"train.liger: its kernels run on CUDA, not on {model.device.type}; write train.liger=false")
     kernels = import_module("liger_kernel.transformers.monkey_patch")

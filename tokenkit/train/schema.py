@@ -293,7 +293,7 @@ class LoopConfig(Config):
             )
         if self.profile is not None and self.profile.last > self.steps:
             raise UserError(
-                f"train.profile: wait, warmup and active are {self.profile.last} steps, and train.steps is {self.steps}; "
+                f"train.profile: wait, warmup and active are {self.profile.last} steps, train.steps is {self.steps}; "
                 "make the profile shorter or the run longer"
             )
         if self.compile is not None and not self.compile.regional and self.noise.neftune:

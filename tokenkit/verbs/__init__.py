@@ -11,6 +11,8 @@ RUNS = {
     "transfer": "transfer.TransferRun",
     "distill": "distill_run.DistillRun",
     "record": "record.RecordRun",
+    "synthesize": "synthesize.SynthesizeRun",
+    "filter": "filter.FilterRun",
     "eval": "evaluate.EvalRun",
     "align": "align.AlignRun",
     "doctor": "doctor.DoctorRun",

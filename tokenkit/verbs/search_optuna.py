@@ -102,7 +102,7 @@ class OptunaSearch:
         def prune(step: int, value: float) -> bool:
             with self._lock:
                 trial.report(value, step)
-                return trial.should_prune()
+                return bool(trial.should_prune())
 
         found = self.trials.take(trial.number, values, prune)
         states = self.optuna.trial.TrialState

@@ -1,6 +1,6 @@
 """`tokenkit synthesize`: a teacher writes texts, or questions and answers, for students to be taught on."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -11,17 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import AutoConfig
 
 from tokenkit.config import Config, UserError, resolved
-from tokenkit.data.pairs_written import (
-    PairConfig,
-    asked,
-    check_words,
-    completed,
-    conversation,
-    ends_at,
-    filled,
-    needs_text,
-    written,
-)
+from tokenkit.data.pairs_written import PairConfig, PairWriter, check_words, completed, needs_text
 from tokenkit.data.source import SourceConfig, describe, read_documents
 from tokenkit.data.synthetic import Row, SyntheticWriter, finish_set, read_metadata, text_of
 from tokenkit.models.engines import BuiltinEngine, Engine, VllmEngine
@@ -38,7 +28,6 @@ from tokenkit.verbs.record import teacher_identity
 from tokenkit.version import __version__
 
 MAY_CHANGE = ("output", "samples", "batch_size", "device")
-Words = dict[str, str]
 
 
 class SynthesizeRun(Config):
@@ -126,7 +115,8 @@ def _rows(
     mine = [texts[number % len(texts)] for number in numbers] if texts else [""] * len(numbers)
     cut = [_cut(tokenizer, text, run.prompt_tokens) for text in mine]
     if run.mode in ("instruct", "qa"):
-        return _pairs(run, engine, tokenizer, [text_of(tokenizer, ids) for ids in cut], numbers)
+        writer = PairWriter(engine, tokenizer, completed(run.pairs, run.mode))
+        return writer.rows([text_of(tokenizer, ids) for ids in cut], numbers)
     prompts = [[tokenizer.start_id(), *ids] for ids in cut]
     found = engine.draw(prompts, numbers)
     return [_text_row(tokenizer, prompt, one) for prompt, one in zip(prompts, found, strict=True)]
@@ -140,46 +130,6 @@ def _text_row(tokenizer: Tokenizer, prompt: list[int], found: Sampled) -> Row:
     ids = [*prompt, *found.ids]
     about = {"ids": ids, "given": len(prompt), "ended": found.ended, "logp": found.logp}
     return {"text": text_of(tokenizer, ids), **about}
-
-
-def _pairs(
-    run: SynthesizeRun, engine: Engine, tokenizer: Tokenizer, texts: list[str], numbers: range
-) -> list[Row | None]:
-    """Conversations; None where the question or the answer is empty."""
-    assert run.mode in ("instruct", "qa")
-    config = completed(run.pairs, run.mode)
-    told: list[Words] = [{"text": text} for text in texts]
-    places = list(range(len(numbers)))
-    questions = _stage(engine, tokenizer, config, "question", told, places, numbers)
-    for values, (question, _) in zip(told, questions, strict=True):
-        values["question"] = question
-    places = [place for place in places if told[place]["question"]]
-    answers = dict(zip(places, _stage(engine, tokenizer, config, "answer", told, places, numbers), strict=True))
-    rows: list[Row | None] = [None] * len(numbers)
-    for place, (answer, said) in answers.items():
-        if answer:
-            drawn = [questions[place][1], said]
-            about = {"drawn": [one.ids for one in drawn], "logp": sum(one.logp for one in drawn), "ended": said.ended}
-            rows[place] = {**conversation(config, told[place], answer), **about}
-    return rows
-
-
-def _stage(
-    engine: Engine,
-    tokenizer: Tokenizer,
-    config: PairConfig,
-    key: Literal["question", "answer"],
-    told: Sequence[Words],
-    places: Sequence[int],
-    numbers: range,
-) -> list[tuple[str, Sampled]]:
-    """The questions, or the answers, of some of the sequences."""
-    first = key == "question"
-    words, marks = (config.question, config.question_until) if first else (config.answer, config.answer_until)
-    prompts = [asked(tokenizer, filled(words or "", told[place]), chat=config.chat) for place in places]
-    until = ends_at(tokenizer, marks) if marks else None
-    found = engine.draw(prompts, [numbers[place] for place in places], stream=0 if first else 1, until=until)
-    return [(written(tokenizer, one.ids, marks or []), one) for one in found]
 
 
 def _about(run: SynthesizeRun, engine: Engine, tokenizer: Tokenizer) -> dict[str, Any]:

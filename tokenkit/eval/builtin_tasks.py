@@ -1,0 +1,223 @@
+"""Benchmarks that need no other package and no network: perplexity, a cloze test, agreement with a teacher, own metrics."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tokenkit.config import Config, UserError, build, digest
+from tokenkit.data.source import describe
+from tokenkit.eval.agreement import agreement
+from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
+from tokenkit.eval.harness import TASK_VERSION, EvalRow, Subject
+from tokenkit.eval.metrics import LoadedMetric
+from tokenkit.eval.summary import Direction
+from tokenkit.models.view import ModelView
+from tokenkit.tokenizers.base import Tokenizer
+from tokenkit.version import __version__
+
+Loader = Callable[[Subject], tuple[ModelView, Tokenizer]]
+LARGEST = 700.0  # nats whose exponential a float64 still holds
+
+
+class Question(Config):
+    """A line of a cloze file."""
+
+    context: str
+    choices: list[str]
+    answer: int
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Texts, and the context they are read with."""
+
+    documents: list[str]
+    reading: EvalConfig
+
+    def options(self) -> dict[str, Any]:
+        """How they are read, as `bits_per_byte` takes it."""
+        return self.reading.model_dump(include={"context_tokens", "stride_tokens", "batch_tokens"})
+
+    def fingerprint(self) -> str:
+        return digest([self.options(), self.documents])
+
+    def place(self) -> dict[str, str | None]:
+        """Where the texts come from, as a row says it."""
+        source = self.reading.source
+        return {"dataset": describe(source), "split": source.split if source.hub is not None else None}
+
+
+class BuiltinBackend:
+    """Tasks of this package."""
+
+    name = "builtin"
+
+    def __init__(self, load: Loader, held_out: HeldOut, *, cloze: Path | None = None, teacher: Subject | None = None):
+        self.load, self.held_out, self.teacher = load, held_out, teacher
+        self.cloze, self.questions = cloze, [] if cloze is None else read_questions(cloze)
+
+    def version(self) -> str:
+        return __version__
+
+    def depends_on(self, task: str) -> dict[str, Any]:
+        if task == "cloze":
+            asked = [question.model_dump() for question in self.questions]
+            return {"questions": digest(asked), "context": self.held_out.reading.context_tokens}
+        found: dict[str, Any] = {"text": self.held_out.fingerprint()}
+        if task == "agreement" and self.teacher is not None:
+            found["teacher"] = self.teacher.identity
+        return found
+
+    def evaluate(
+        self, subject: Subject, tasks: Sequence[str], *, limit: int | None, num_fewshot: int | None
+    ) -> list[EvalRow]:
+        """In nats, bits and shares; each model is read once for each task."""
+        view, tokenizer = self.load(subject)
+        rows: list[EvalRow] = []
+        for task in tasks:
+            if task == "perplexity":
+                rows += self._perplexity(view, tokenizer, limit)
+            elif task == "cloze":
+                rows += self._cloze(view, tokenizer, limit, num_fewshot or 0)
+            elif task == "agreement" and subject != self.teacher:
+                rows += self._agreement(view, tokenizer, limit)
+        return rows
+
+    def _perplexity(self, view: ModelView, tokenizer: Tokenizer, limit: int | None) -> list[EvalRow]:
+        documents = self.held_out.documents[:limit]
+        found = bits_per_byte(view, tokenizer, documents, **self.held_out.options())
+        words = sum(len(document.split()) for document in documents)
+        rows = [self._row("perplexity", "bits_per_byte", found.value, "min", limit, self.held_out.place())]
+        for name, count in (("token", found.num_tokens), ("byte", found.num_bytes), ("word", words)):
+            nats = found.nats / max(1, count)
+            value, note = (math.exp(nats), "") if nats < LARGEST else (None, f"exp({nats:.0f}) is no number any more")
+            place = self.held_out.place()
+            rows.append(self._row("perplexity", f"{name}_perplexity", value, "min", limit, place, note=note))
+        return rows
+
+    def _cloze(self, view: ModelView, tokenizer: Tokenizer, limit: int | None, shots: int) -> list[EvalRow]:
+        if shots >= len(self.questions):
+            raise UserError(f"eval.harness.num_fewshot: {shots}, and {self.cloze} has {len(self.questions)} questions")
+        solved = "".join(f"{q.context}{q.choices[q.answer]}\n\n" for q in self.questions[:shots])
+        asked = self.questions[shots:][:limit]
+        right = right_by_bytes = 0
+        for question in asked:
+            context = solved + question.context
+            logp = cloze_scores(view, tokenizer, context, question.choices, self.held_out.reading.context_tokens)
+            lengths = [max(1, len(choice.encode())) for choice in question.choices]
+            by_bytes = [value / length for value, length in zip(logp, lengths)]
+            right += logp.index(max(logp)) == question.answer
+            right_by_bytes += by_bytes.index(max(by_bytes)) == question.answer
+        place = {"dataset": "" if self.cloze is None else self.cloze.name}
+        return [
+            self._row("cloze", name, value / len(asked), "max", limit, place, shots)
+            for name, value in (("accuracy", right), ("accuracy_by_bytes", right_by_bytes))
+        ]
+
+    def _agreement(self, view: ModelView, tokenizer: Tokenizer, limit: int | None) -> list[EvalRow]:
+        place = self.held_out.place()
+        names: tuple[tuple[str, Direction], ...] = (("kl_to_teacher", "min"), ("top1_agreement", "max"))
+        if self.teacher is None:
+            note = "not run: no teacher that can be loaded"
+            return [self._row("agreement", name, None, way, limit, place, note=note) for name, way in names]
+        teacher, other = self.load(self.teacher)
+        if other.fingerprint != tokenizer.fingerprint:
+            note = "not run: the teacher has another tokenizer"
+            return [self._row("agreement", name, None, way, limit, place, note=note) for name, way in names]
+        found = agreement(view, teacher, tokenizer, self.held_out.documents[:limit], self.held_out.reading)
+        values = {"kl_to_teacher": found.kl, "top1_agreement": found.top1}
+        return [self._row("agreement", name, values[name], way, limit, place) for name, way in names]
+
+    def _row(
+        self,
+        task: str,
+        metric: str,
+        value: float | None,
+        direction: Direction,
+        limit: int | None,
+        place: dict[str, Any],
+        shots: int = 0,
+        note: str = "",
+    ) -> EvalRow:
+        how = (self.name, __version__, TASK_VERSION, shots, limit)
+        return EvalRow(task, metric, value, direction, *how, **place, note=note)
+
+
+class OwnBackend:
+    """Functions of the user's own."""
+
+    name = "own"
+
+    def __init__(self, load: Loader, held_out: HeldOut, metrics: Sequence[LoadedMetric]):
+        self.load, self.held_out = load, held_out
+        self.metrics = {metric.name: metric for metric in metrics}
+
+    def version(self) -> str:
+        return __version__
+
+    def depends_on(self, task: str) -> dict[str, Any]:
+        return {"text": self.held_out.fingerprint(), "code": self.metrics[task].sha256}
+
+    def evaluate(
+        self, subject: Subject, tasks: Sequence[str], *, limit: int | None, num_fewshot: int | None
+    ) -> list[EvalRow]:
+        """One row per function; its version is the fingerprint of its file."""
+        view, tokenizer = self.load(subject)
+        rows = []
+        for task in tasks:
+            metric = self.metrics[task]
+            value = metric(view.model, tokenizer, self.held_out.documents[:limit])
+            how = (self.name, __version__, metric.sha256[:12], None, limit)
+            rows.append(EvalRow(task, task, value, metric.direction, *how, **self.held_out.place()))
+        return rows
+
+
+def read_questions(path: Path) -> list[Question]:
+    """The questions of a cloze file; UserError with the line that is none."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a cloze file: {' '.join(str(error).split())}") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            question = build(Question, json.loads(line))
+        except (ValueError, TypeError, AttributeError, UserError) as error:
+            raise UserError(f"{path}, line {number}: {' '.join(str(error).split())}") from None
+        if not 0 <= question.answer < len(question.choices):
+            raise UserError(
+                f"{path}, line {number}: answer: {question.answer}, of {len(question.choices)} choices counted from 0"
+            )
+        found.append(question)
+    if not found:
+        raise UserError(f"{path}: no question in it; write lines of context, choices, answer")
+    return found
+
+
+@torch.no_grad()
+def cloze_scores(
+    view: ModelView, tokenizer: Tokenizer, context: str, choices: Sequence[str], context_tokens: int
+) -> list[float]:
+    """Natural log-probability of each choice after the context; a token across the border belongs to the choice.
+
+    Where both together are longer than the model may read, the beginning of the context is left out.
+    """
+    border, scores = len(context.encode()), []
+    for choice in choices:
+        encoding = tokenizer.encode(context + choice)
+        ids = [tokenizer.start_id(), *encoding.ids.tolist()]
+        first = 1 + sum(end <= border for end in encoding.ends.tolist())
+        cut = max(0, len(ids) - context_tokens)
+        ids, first = [ids[0], *ids[cut + 1 :]], max(1, first - cut)
+        inputs = torch.tensor([ids], device=view.model.device)
+        labels = torch.full_like(inputs, -1)
+        labels[0, first - 1 : -1] = inputs[0, first:]
+        scores.append(view.leaves({"label_logp"}, inputs, labels)["label_logp"].double().sum().item())
+    return scores
