@@ -20,7 +20,6 @@ from tokenkit.train.schema import OptimizerConfig
 from tokenkit.verbs.distill import distill
 from tokenkit.verbs.distill_run import DistillRun
 
-
 MEASURED = ("tokens_per_second", "time/", "memory/")  # what no two runs have in common
 
 
@@ -105,6 +104,41 @@ def test_the_learning_rate_by_hand():
     assert learning_rate_factor(5, steps=10, config=cosine) == pytest.approx(0.5)
     assert learning_rate_factor(10, steps=10, config=cosine) == pytest.approx(0.0)
     assert learning_rate_factor(9, steps=10, config=OptimizerConfig(schedule="constant")) == 1.0
+
+
+def factors(steps, **options):
+    config = OptimizerConfig(**options)
+    return [learning_rate_factor(step, steps=steps, config=config) for step in range(steps)]
+
+
+def test_more_courses_of_the_learning_rate_by_hand():
+    line = factors(14, schedule="polynomial", warmup_steps=4, lr_min_ratio=0.1)
+    assert line == pytest.approx(factors(14, schedule="linear", warmup_steps=4, lr_min_ratio=0.1))
+    assert factors(10, schedule="polynomial", power=0.7, lr_min_ratio=0.2)[5] == pytest.approx(0.2 + 0.8 * 0.5**0.7)
+    stable = factors(20, schedule="wsd", warmup_ratio=0.1, decay_share=0.25)
+    assert stable[:2] == [0.5, 1.0]
+    assert stable[2:16] == [1.0] * 14
+    assert stable[16:] == pytest.approx([0.8, 0.6, 0.4, 0.2])
+    root = factors(40, schedule="inverse_sqrt", warmup_steps=4)
+    assert root[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert [root[16], root[36]] == pytest.approx([0.5, 1 / 3])
+    with pytest.raises(UserError, match=r"train.optimizer.warmup_ratio: 0.1 beside warmup_steps 3; give one"):
+        build(OptimizerConfig, {"warmup_ratio": 0.1, "warmup_steps": 3})
+
+
+@pytest.mark.parametrize(("steps", "options"), [(50, {}), (30, {"warmup_steps": 12}), (40, {"warmup_ratio": 0.1})])
+def test_one_cycle_is_torchs(steps, options):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    rise = options.get("warmup_steps", options.get("warmup_ratio", 0.3) * steps) / steps
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1.0, total_steps=steps, pct_start=rise, cycle_momentum=False, final_div_factor=2.0
+    )
+    expected = []
+    for _ in range(steps):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step() if len(expected) < steps else None
+    assert factors(steps, schedule="one_cycle", lr_min_ratio=0.02, **options) == pytest.approx(expected)
 
 
 def run_file(tmp_path, model_folder, corpus, name, **train):

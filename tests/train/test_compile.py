@@ -13,9 +13,9 @@ from test_checkpoint import final, run_file
 
 from tokenkit.config import UserError, build
 from tokenkit.train.checkpoint import list_checkpoints
-from tokenkit.train.compile import Compiled, apply_liger, compiled
+from tokenkit.train.compile import Compiled
 from tokenkit.train.loop import Interrupted
-from tokenkit.train.schema import CompileConfig, TrainConfig
+from tokenkit.train.schema import TrainConfig
 from tokenkit.verbs.distill import distill
 
 LOSSES = {"alm": {}, "clm": {"weight": 0.3}}
@@ -111,20 +111,22 @@ def test_other_failures_are_not_the_compilers():
     assert run.modules
 
 
-class Wrong:
-    """No language models inside."""
-
-
 @pytest.mark.parametrize(
-    ("config", "words"),
+    ("train", "words"),
     [
-        ({"backend": "inducter"}, r"train.compile.backend: 'inducter' is not known here; write one of .*inductor"),
-        ({}, r"train.compile: is for language models; leave it out here"),
+        ({"compile": {}}, r"train.compile: is for language models; leave it out here"),
+        ({"liger": True}, r"train.liger: is for language models; write false here"),
     ],
 )
-def test_what_cannot_be_compiled_is_one_line(config, words):
-    with pytest.raises(UserError, match=words) as caught, compiled(Wrong(), CompileConfig(**config)):
-        pass
+def test_what_an_auto_encoder_has_not_is_one_line(pretrain, train, words):
+    with pytest.raises(UserError, match=words) as caught:
+        pretrain("run", **train)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_backend_that_torch_does_not_know_is_one_line(tmp_path, model_folder, corpus):
+    with pytest.raises(UserError, match=r"'inducter' is not known here; write one of .*inductor") as caught:
+        run(tmp_path, model_folder, corpus, "run", compile={"backend": "inducter"})
     assert "\n" not in str(caught.value)
 
 
@@ -140,8 +142,6 @@ def test_liger_is_refused_in_one_line_where_it_cannot_be(tmp_path, model_folder,
     monkeypatch.setattr("tokenkit.train.compile.installed", lambda: frozenset({"liger_kernel"}))
     with pytest.raises(UserError, match=r"train.liger: its kernels run on CUDA, not on cpu"):
         run(tmp_path, model_folder, corpus, "cpu", liger=True)
-    with pytest.raises(UserError, match=r"train.liger: is for language models"):
-        apply_liger(Wrong())
 
 
 BLOCKED = """
@@ -153,6 +153,7 @@ assert installed() == frozenset()
 """
 
 
+@pytest.mark.slow  # a second process imports everything anew
 def test_the_package_is_imported_where_liger_and_triton_are_blocked():
     found = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True, timeout=120)
     assert found.returncode == 0, found.stderr

@@ -17,9 +17,12 @@ from tokenkit.models.sample import SamplingConfig, drawing_of, sample, sequence_
 from tokenkit.models.view import ModelView
 from tokenkit.objective import LossesConfig, Objective
 from tokenkit.tokenizers.load import load_tokenizer
+from tokenkit.train.folder import RunFolder
+from tokenkit.train.loop import Interrupted
+from tokenkit.train.loop import train as train_loop
 from tokenkit.train.on_policy import STREAM, OnPolicyBatches, OnPolicyConfig, continued, prompt_length
 from tokenkit.train.optimizer import build_optimizer
-from tokenkit.train.schema import OptimizerConfig
+from tokenkit.train.schema import OptimizerConfig, TrainConfig
 from tokenkit.train.step import accumulate_gradients
 from tokenkit.train.tasks.distill import TextTask
 
@@ -229,3 +232,27 @@ def own_rows(model, tokenizer) -> torch.Tensor:
     start = [tokenizer.start_id()]
     found = sample(model, [start] * 32, drawing, [sequence_key(9, n) for n in range(32)], batch_size=32)
     return torch.tensor([[*start, *row.ids] for row in found])
+
+
+def test_a_resumed_run_draws_the_same(tmp_path, documents, bpe, model_folder):
+    def run(folder, **train):
+        torch.manual_seed(11)  # whatever was drawn before
+        student, teacher = (ModelView(load_model(str(model_folder))) for _ in range(2))
+        task = TextTask(Objective.of(LossesConfig.model_validate({"forward_kl": {}})), student, bpe, teacher, bpe)
+        with torch.no_grad():
+            student.model.lm_head.weight.mul_(0.5)
+        batches = on_policy(batches_of(documents, bpe), student, share=0.5)
+        values = {"steps": 5, "batch_size": 6, "save_every": 2, "log_every": 1, "accumulation": 2, **train}
+        config = build(TrainConfig, {**values, "optimizer": {"learning_rate": 1e-2}})
+        made = RunFolder(tmp_path / folder)
+        made.path.mkdir(exist_ok=True)
+        train_loop(task, batches, config, made, dict, quiet=True)
+        return student.model.state_dict(), made.logged("loss")
+
+    whole, losses = run("whole")
+    with pytest.raises(Interrupted):
+        run("cut", stop_after=2)
+    resumed, again = run("cut")
+    assert same(whole, resumed)
+    assert losses == again
+    assert len(set(losses.values())) == 5

@@ -172,18 +172,18 @@ def test_duplicates_are_drawn_again(run, tmp_path):
     few = {"samples": 30, "shard_rows": 10, "sampling": {"max_new_tokens": 1, "temperature": 0.8}}
     plain = synthesize(run("plain", **few), quiet=True)
     texts = [row["text"] for row in rows(tmp_path / "plain")]
-    assert plain["duplicate_rate"] == 1 - len(set(texts)) / 30 > 0
+    assert plain["duplicate_rate"] == (30 - len(set(texts))) / 30 > 0
     clean = synthesize(run("clean", dedupe=True, **few), quiet=True)
     found = rows(tmp_path / "clean")
     assert len({row["text"] for row in found}) == 30 == clean["rows"]
     assert clean["duplicate_rate"] == 0
     assert clean["sequences_drawn"] == found[-1]["number"] + 1 > 30
-    assert clean["rejected_rate"] == 1 - 30 / clean["sequences_drawn"]
+    assert clean["rejected_rate"] == pytest.approx(1 - 30 / clean["sequences_drawn"])
     kept = {row["number"]: row["text"] for row in found}
     assert all(kept[n] == text for n, text in enumerate(texts) if n in kept)  # the sequences are the same
+    stuck = {"samples": 300, "shard_rows": 300, "batch_size": 300, "sampling": {"temperature": 0, "max_new_tokens": 1}}
     with pytest.raises(UserError, match=r"raise sampling\.temperature"):
-        stuck = {"samples": 300, "shard_rows": 300, "batch_size": 300}
-        synthesize(run("stuck", dedupe=True, sampling={"temperature": 0, "max_new_tokens": 1}, **stuck), quiet=True)
+        synthesize(run("stuck", dedupe=True, **stuck), quiet=True)
 
 
 def test_texts_go_on(run, tmp_path, corpus, documents, bpe):
@@ -215,6 +215,9 @@ class Scripted:
 
     def __init__(self, tokenizer, said):
         self.tokenizer, self.said, self.asked = tokenizer, said, []
+
+    def check(self, prompt_tokens):
+        assert prompt_tokens > 0
 
     def draw(self, prompts, numbers, *, stream=0, until=None):
         self.asked += [(stream, number, self.tokenizer.decode(prompt)) for prompt, number in zip(prompts, numbers)]
@@ -283,10 +286,20 @@ def test_what_does_not_fit_a_mode(run, corpus):
         ({"pairs": {"chat": True}}, "pairs: means nothing to mode=sequences"),
         ({"mode": "instruct", "pairs": {"answer": "Answer:"}}, r"pairs.answer: 'Answer:' has no \{question\}"),
         ({"samples": 0}, "samples"),
+        ({"sampling": {"temperature": {"kind": "linear", "start": 1}}}, "temperature.end: missing"),
     ):
         with pytest.raises(UserError, match=message):
             run(**changes)
     run(mode="instruct", prompts=source, pairs={"question": "{text} Task:"})
+
+
+def test_sequences_longer_than_the_model_are_refused_before_a_file_is_written(run, corpus):
+    for changes in ({}, {"mode": "prompts", "prompts": {"path": str(corpus)}, "prompt_tokens": 8}):
+        with pytest.raises(UserError, match="the model has 256 positions"):
+            synthesize(run(sampling={"max_new_tokens": 257}, **changes), quiet=True)
+    with pytest.raises(UserError, match="token 9 of 9 new ones"):
+        synthesize(run(sampling={"temperature": {"kind": "first_then", "start": 2, "end": 1, "first": 9}}), quiet=True)
+    assert not run().output.exists()
 
 
 class StubLLM:
@@ -296,6 +309,7 @@ class StubLLM:
 
     def __init__(self, model, revision, skip_tokenizer_init, seed):
         self.model = load_model(model)
+        self.llm_engine = types.SimpleNamespace(model_config=types.SimpleNamespace(max_model_len=64))
 
     @torch.no_grad()
     def generate(self, prompts, sampling_params, use_tqdm):
@@ -361,6 +375,8 @@ def test_vllm_that_is_not_there_or_cannot(run, monkeypatch, stub):
     many = {"temperature": {"kind": "exponential", "start": 10, "end": 0.5}}
     with pytest.raises(UserError, match="write kind=first_then, or engine=builtin"):
         synthesize(run(engine="vllm", sampling=many), quiet=True)
+    with pytest.raises(UserError, match="the engine reads 64; write less"):
+        synthesize(run(engine="vllm", sampling={"max_new_tokens": 64}), quiet=True)
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(UserError, match="pip install vllm, or write engine=builtin") as caught:
         synthesize(run(engine="vllm"), quiet=True)

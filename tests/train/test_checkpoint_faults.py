@@ -1,0 +1,169 @@
+"""A checkpoint under attack: killed at every operation inside a save, a full disk, another objective, another run."""
+
+import multiprocessing
+import os
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from test_checkpoint_files import trained
+
+from tokenkit.config import UserError
+from tokenkit.train import checkpoint as checkpoints
+from tokenkit.train.checkpoint import Progress, StepFolders, find_damage, list_checkpoints
+from tokenkit.train.checkpoint_files import BEST as BEST_FILE
+from tokenkit.train.checkpoint_files import step_files
+
+KILLED = 9
+
+
+def at_step(step):
+    """A run whose weights say which step it is."""
+    training = trained()
+    with torch.no_grad():
+        for parameter in training.parameters.values():
+            parameter.fill_(step)
+    training.balance.state = {"loss": {"value": float(step)}}
+    return training
+
+
+def save_until(number, folder, seen):
+    """Saves step 2 as the newest and the best, and dies at the operation of this number; child process only."""
+    count = 0
+
+    def tick(operation):
+        nonlocal count
+        count += 1
+        if count == number:
+            seen.put(operation)
+            seen.close()
+            seen.join_thread()
+            os._exit(KILLED)
+
+    def attack(owner, name, half=None):
+        original = getattr(owner, name)
+
+        def call(*arguments, **options):
+            tick(f"before {name}")
+            result = original(*arguments, **options)
+            if half is not None:
+                count_before = count
+                if count_before + 1 == number:
+                    half(*arguments)
+                tick(f"inside {name}")
+            return result
+
+        setattr(owner, name, call)
+
+    def halve(path):
+        content = Path(path).read_bytes()
+        Path(path).write_bytes(content[: len(content) // 2])
+
+    attack(checkpoints, "save_file", lambda tensors, path: halve(path))
+    attack(Path, "write_text", lambda path, *rest: halve(path))
+    attack(os, "fsync")
+    attack(Path, "rename")
+    attack(shutil, "rmtree")
+    folders = StepFolders(folder)
+    folders.measured(at_step(2), Progress(2), True)
+    folders.save(at_step(2), Progress(2), 1, False)
+    os._exit(0)
+
+
+def whole_step(path):
+    """The step that a whole checkpoint's weights are of."""
+    assert find_damage(path) is None
+    found = checkpoints.load_file(path / "model.safetensors")
+    values = {value for tensor in found.values() for value in tensor.flatten().tolist()}
+    assert len(values) == 1
+    return values.pop()
+
+
+def test_killed_at_any_operation_of_a_save_a_whole_checkpoint_is_left(tmp_path):
+    context = multiprocessing.get_context("fork")
+    operations = []
+    for number in range(1, 200):
+        folder = tmp_path / str(number)
+        folders = StepFolders(folder)
+        folders.save(at_step(1), Progress(1), 1, False)
+        folders.measured(at_step(1), Progress(1), True)
+        seen = context.Queue()
+        process = context.Process(target=save_until, args=(number, folder, seen))
+        process.start()
+        process.join(60)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == KILLED
+        operations.append(seen.get(timeout=10))
+        other = trained(1)
+        progress = StepFolders(folder).load(other)
+        assert progress in (Progress(1), Progress(2))
+        assert all((parameter == progress.step).all() for parameter in other.parameters.values())
+        assert other.balance.state["loss"]["value"] == progress.step
+        assert whole_step(folder / "best") in (1, 2)
+        StepFolders(folder).save(at_step(3), Progress(3), 1, False)
+        assert sorted(path.name for path in folder.iterdir()) == ["best", "step_00000003"]
+    assert len(operations) >= 20
+    kinds = {"before save_file", "inside save_file", "inside write_text", "before fsync", "before rename"}
+    assert kinds | {"before rmtree"} <= set(operations)
+
+
+def test_the_best_is_never_rotated_and_two_runs_in_one_folder_leave_each_other_alone(tmp_path):
+    runs = {name: StepFolders(tmp_path / name / "checkpoints") for name in ("a", "b")}
+    for step in range(1, 6):
+        for offset, folders in zip((0, 100), runs.values(), strict=True):
+            training = at_step(step + offset)
+            if step == 2:
+                folders.measured(training, Progress(step + offset), True)
+            folders.save(training, Progress(step + offset), 1, False)
+    for (name, folders), offset in zip(runs.items(), (0, 100), strict=True):
+        other = trained(1)
+        assert folders.load(other) == Progress(5 + offset)
+        assert all((parameter == 5 + offset).all() for parameter in other.parameters.values())
+        assert whole_step(tmp_path / name / "checkpoints/best") == 2 + offset
+        assert len(list_checkpoints(tmp_path / name / "checkpoints")) == 1
+
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def test_a_disk_without_room_is_told_before_the_run_and_before_a_save(tmp_path, monkeypatch):
+    from test_checkpoint_files import files_of
+
+    folders = StepFolders(tmp_path / "run")
+    folders.save(at_step(1), Progress(1), 1, False)
+    files_of(tmp_path / "files").save(trained(), Progress(1), keep=1, last=False)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 1000))
+    for attempt in (
+        lambda: StepFolders(tmp_path / "new/run").load(trained()),
+        lambda: folders.save(at_step(2), Progress(2), 1, False),
+        lambda: files_of(tmp_path / "files").save(trained(), Progress(2), keep=1, last=False),
+    ):
+        with pytest.raises(UserError, match=r"a checkpoint takes 1\.\d MB and the disk has 0\.0 MB left") as caught:
+            attempt()
+        assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["step_00000001"]
+    assert [*step_files(tmp_path / "files")] == [1]
+    assert not (tmp_path / "files" / BEST_FILE).exists()
+
+
+def test_another_objective_is_refused_with_what_differs(tmp_path):
+    folders = StepFolders(tmp_path)
+    training = trained()
+    training.parameters["projectors.old"] = torch.nn.Parameter(torch.ones(2))
+    folders.save(training, Progress(1), 1, False)
+    other = trained()
+    other.parameters["b"] = torch.nn.Parameter(torch.ones(7))
+    other.parameters |= {f"projectors.new{i}": torch.nn.Parameter(torch.ones(2)) for i in range(7)}
+    with pytest.raises(UserError) as caught:
+        folders.load(other)
+    said = str(caught.value)
+    assert "trained other parameters than this run does" in said
+    assert "only in the checkpoint: projectors.old;" in said
+    assert "only in this run: projectors.new0, projectors.new1" in said
+    assert "and 2 more" in said
+    assert "of other shapes: b [3] there and [7] here" in said
+    assert "\n" not in said
