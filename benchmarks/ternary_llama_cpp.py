@@ -1,9 +1,9 @@
 """GGUF files of small ternary models in llama.cpp: its ids, its next-token distributions, sizes and speed.
 
-Trains a model of each architecture for a while on this Python's documentation strings, exports it, and lets llama.cpp (the
-prebuilt library of node-llama-cpp, in its own process) read the same prompts. Prints Markdown tables. Needs node, and in
-TOKENKIT_NODE_LLAMA_CPP the folder in which `npm install node-llama-cpp` was run. Speed is that of one larger model with
-random weights, every type in this one run, one thread, generating token by token.
+Trains a model of each architecture for a while on this Python's standard library, exports it, and lets llama.cpp (the
+prebuilt library of node-llama-cpp, in a process of its own) read the same prompts. Prints Markdown tables. Needs node,
+and in TOKENKIT_NODE_LLAMA_CPP the folder in which `npm install node-llama-cpp` was run. Speed is that of one larger
+model with random weights, every type in this one run, one thread, generating token by token.
 Usage: python benchmarks/ternary_llama_cpp.py [--steps 150] [--generated 48] [--tokenizers] [--check]
 """
 
@@ -12,6 +12,7 @@ import os
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -44,7 +45,7 @@ LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq
 PROMPTS = [
     "Return the number of items in the list",
     "This module provides a class that reads 1024 bytes; if the file does not exist,",
-    "def close(self):\n    \"\"\"Flush and close the stream.\n\n    It's an error to",
+    'def close(self):\n    """Flush and close the stream.\n\n    It\'s an error to',
     "Größe: 12 × 3.5 = 42, naïve café — 日本語",
 ]
 MOST_KL = 1e-3  # nats per token that are allowed with --check
@@ -54,7 +55,9 @@ def ask(path: Path, **asked: Any) -> dict[str, Any]:
     """What llama.cpp makes of a file, in a process of its own."""
     folder = os.environ["TOKENKIT_NODE_LLAMA_CPP"]
     question = {"folder": folder, "model": str(path), "threads": 1, "rows": [], "texts": [], "generated": 0, **asked}
-    done = subprocess.run(["node", str(WORKER)], check=False, input=json.dumps(question), capture_output=True, text=True)
+    done = subprocess.run(
+        ["node", str(WORKER)], check=False, input=json.dumps(question), capture_output=True, text=True
+    )
     if done.returncode != 0 or not done.stdout:
         raise SystemExit(f"llama.cpp cannot read {path.name}: {done.stderr[-2000:]}")
     return json.loads(done.stdout)
@@ -88,7 +91,7 @@ def train(model: PreTrainedModel, stream: Tensor, steps: int) -> float:
         loss.backward()
         optimizer.step()
     model.eval()
-    return float(loss)
+    return float(loss.detach())
 
 
 @torch.no_grad()
@@ -107,7 +110,9 @@ def agreement(folder: Path, tokenizer: Tokenizer, stream: Tensor, steps: int) ->
     rows = [[tokenizer.start_id(), *tokenizer.encode(text).ids.tolist()] for text in PROMPTS]
     texts = [*PROMPTS, *PROBES]
     expected = [tokenizer.encode(text).ids.tolist() for text in texts]
-    print("| architecture | loss | type | bytes | texts with equal ids | mean KL | largest KL | without int8 activations |")
+    print(
+        "| architecture | loss | type | bytes | equal ids | mean KL | largest KL | mean KL without int8 activations |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     means = []
     for name, model in models(tokenizer.vocab_size).items():
@@ -127,8 +132,8 @@ def agreement(folder: Path, tokenizer: Tokenizer, stream: Tensor, steps: int) ->
                 layer.activation_bits = 8
             if kind in ("tq1_0", "tq2_0"):
                 means.append(float(kl.mean()))
-            counts = f"{equal} of {len(texts)}"
-            print(f"| {name} | {loss:.2f} | {kind} | {size:,} | {counts} | {kl.mean():.2e} | {kl.max():.2e} | {plain:.2e} |")
+            figures = " | ".join(f"{value:.2e}" for value in (kl.mean(), kl.max(), plain))
+            print(f"| {name} | {loss:.2f} | {kind} | {size:,} | {equal} of {len(texts)} | {figures} |")
     return means
 
 
@@ -179,7 +184,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=150, help="training steps of each small model")
     parser.add_argument("--generated", type=int, default=48, help="tokens for the speed table; 0 leaves it out")
-    parser.add_argument("--tokenizers", action="store_true", help="the tokenizers of the shared folder as well; minutes")
+    parser.add_argument(
+        "--tokenizers", action="store_true", help="the tokenizers of the shared folder as well; minutes"
+    )
     parser.add_argument("--check", action="store_true", help=f"fail where a mean KL is above {MOST_KL:g}")
     options = parser.parse_args()
     if "TOKENKIT_NODE_LLAMA_CPP" not in os.environ:
@@ -187,9 +194,10 @@ def main() -> None:
     torch.set_num_threads(1)
     documents = read_documents(SourceConfig(stdlib="train", max_bytes=400_000))
     tokenizer = train_tokenizer(documents, "bpe", 512)
-    ids = [[tokenizer.start_id(), *one.ids.tolist()] for one in tokenizer.encode_batch(documents)]
+    rows = [[tokenizer.start_id(), *one.ids.tolist()] for one in tokenizer.encode_batch(documents)]
+    stream = torch.tensor(list(itertools.chain.from_iterable(rows)))
     with tempfile.TemporaryDirectory() as scratch:
-        means = agreement(Path(scratch), tokenizer, torch.tensor(sum(ids, [])), options.steps)
+        means = agreement(Path(scratch), tokenizer, stream, options.steps)
         if options.generated:
             speed(Path(scratch), tokenizer, options.generated)
         if options.tokenizers:

@@ -71,7 +71,11 @@ def distill(
     if not shown(run, dry_run):
         cli_sweep.make_teacher(preset, run, smoke, quiet)
         results = distill(run, resume=resume, quiet=quiet)
-        print_values({key: value for key, value in results.items() if key not in ("transfer", "losses")})
+        print_values({key: value for key, value in results.items() if key not in ("transfer", "losses", "benchmarks")})
+        if "benchmarks" in results:
+            from tokenkit.verbs.benchmarks import benchmark_table
+
+            print_rich(benchmark_table(results["benchmarks"]))
         print_values({"model": str(run.output / "model"), "page": str(run.output / "report.html")})
 
 
@@ -107,12 +111,17 @@ def filter_source(words: Words = None, dry_run: DryRun = False) -> None:
 
 @app.command("eval")
 def evaluate(words: Words = None, dry_run: DryRun = False) -> None:
-    """Bits per byte of a model on held-out text."""
+    """Bits per byte of a model on held-out text, and benchmarks if the run asks for them."""
     from tokenkit.verbs.evaluate import EvalRun, evaluate
 
     run = load(EvalRun, words or [])
     if not shown(run, dry_run):
-        print_values(evaluate(run))
+        figures = evaluate(run)
+        print_values({key: value for key, value in figures.items() if key != "benchmarks"})
+        if "benchmarks" in figures:
+            from tokenkit.verbs.benchmarks import benchmark_table
+
+            print_rich(benchmark_table(figures["benchmarks"]))
 
 
 @app.command()
@@ -273,6 +282,23 @@ def report(words: Words = None, dry_run: DryRun = False) -> None:
     run = load(ReportRun, words or [])
     if not shown(run, dry_run):
         typer.echo(write_page(run.run))
+
+
+@app.command()
+def card(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN_FOLDER", help="A finished run; or a run file. Then KEY=VALUE.", show_default=False),
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Write the model card of a finished run again, and upload the model if told to."""
+    from tokenkit.verbs.card import CardRun, card
+    from tokenkit.verbs.positional import load_positional
+
+    run = load_positional(CardRun, ("run",), words or [])
+    if not shown(run, dry_run):
+        print_values(card(run))
 
 
 @app.command()

@@ -134,7 +134,7 @@ class Objective:
         terms = []
         for name, entry in section.known.items():
             options = section.__dict__[name]
-            if options is not None:
+            if options is not None and options.weight > 0:  # what weighs nothing is not computed either
                 values = options.model_dump()
                 own = {name: values[name] for name in entry.options}
                 if options.token_weight != "none" and entry.per != "token":

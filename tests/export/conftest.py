@@ -1,4 +1,4 @@
-"""Small ternary models: a few layers of a family, made ternary from outside, with gains and biases that are not 0 or 1."""
+"""Small ternary models: a few layers of a family, made ternary from outside, with gains and biases not 0 or 1."""
 
 import pytest
 import torch

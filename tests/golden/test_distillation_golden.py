@@ -108,7 +108,8 @@ def test_info_nce(temperature, normalize, expected):
 
 
 @pytest.mark.parametrize(
-    ("kind", "beta", "expected"), [("kl", 0.5, 0.7761486397), ("reverse_kl", 0.5, 0.8337176099), ("jsd", 0.1, 0.0666962496)]
+    ("kind", "beta", "expected"),
+    [("kl", 0.5, 0.7761486397), ("reverse_kl", 0.5, 0.8337176099), ("jsd", 0.1, 0.0666962496)],
 )
 def test_the_chunked_way(kind, beta, expected):
     head = torch.eye(4, dtype=torch.float64)

@@ -79,7 +79,7 @@ def test_what_the_teacher_excludes_adds_nothing_to_the_kl():
 
 
 @given(st.integers(0, 10_000), st.floats(0.05, 0.95), st.floats(0.1, 40))
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(deadline=None, derandomize=True, max_examples=25)
 def test_the_jensen_shannon_divergence_is_bounded(seed, beta, scale):
     p, q = (logits(seed + side, 4, 9, scale=scale).log_softmax(-1) for side in (0, 1))
     bound = -(beta * math.log(beta) + (1 - beta) * math.log(1 - beta))
@@ -170,8 +170,9 @@ def test_what_a_tail_is_worth():
     for kind in ("keep", "renormalize", "zero"):
         torch.testing.assert_close(found[kind, 30], whole)
 
-    sure, ids, rest = top_k_scores(1.5 * teacher, head, 2)  # a student that is surer of the best tokens than its teacher
-    top, tail = scores_at(teacher, head, ids)
+    top, _, tail = top_k_scores(teacher, head, 2)
+    sure = (top.softmax(-1) * (1 + top.exp().sum(-1, keepdim=True)) / 2).log()  # half of the tail's mass is on them
+    rest = (1 - sure.exp().sum(-1)).log()
     values = {kind: LOSSES["top_k_kl"].fn(sure, rest, top, tail, top_k=2, tail=kind) for kind in ("keep", "zero")}
     assert (values["zero"] < 0).all()  # biased: better than equality
     assert (values["keep"] > 0).all()

@@ -117,12 +117,15 @@ def test_layer_states_by_a_loop(distance):
             for pair, weight in enumerate(WEIGHTS.tolist()):
                 a, b = student[row, t, pair].tolist(), teacher[row, t, pair].tolist()
                 d = [x - y for x, y in zip(a, b)]
-                expected += weight * {
-                    "mse": sum(x * x for x in d) / 5,
-                    "cosine": 1 - sum(x * y for x, y in zip(a, b)) / math.hypot(*a) / math.hypot(*b),
-                    "smooth_l1": sum(x * x / 2 if abs(x) < 1 else abs(x) - 0.5 for x in d) / 5,
-                    "logsum": math.log(0.01 + sum(abs(x) ** 3 for x in d)),
-                }[distance]
+                expected += (
+                    weight
+                    * {
+                        "mse": sum(x * x for x in d) / 5,
+                        "cosine": 1 - sum(x * y for x, y in zip(a, b)) / math.hypot(*a) / math.hypot(*b),
+                        "smooth_l1": sum(x * x / 2 if abs(x) < 1 else abs(x) - 0.5 for x in d) / 5,
+                        "logsum": math.log(0.01 + sum(abs(x) ** 3 for x in d)),
+                    }[distance]
+                )
             assert found[row, t].item() == pytest.approx(expected)
 
 
@@ -154,7 +157,7 @@ def test_attention_maps_by_a_loop(distance, heads, numbers):
 
 
 def test_attention_maps_with_other_numbers_of_heads_are_refused_by_head():
-    with pytest.raises(UserError, match="has? 2 heads, the teacher's 3; write heads=mean|have 2 heads"):
+    with pytest.raises(UserError, match="have 2 heads, the teacher's 3; write heads=mean"):
         LOSSES["attention_maps"].fn(maps(0, 2), maps(1, 3), SCORED, WEIGHTS)
 
 
@@ -208,21 +211,20 @@ def test_the_number_of_relation_heads():
 
 
 CHECKED = [
-    ("cka", {}, {}),
-    ("info_nce", {"symmetric": True, "normalize": False, "temperature": 2.0}, {}),
-    ("layer_states", {"distance": "cosine"}, {}),
-    ("layer_states", {"distance": "logsum", "alpha": 2.5, "delta": 0.1}, {}),
-    ("layer_states", {"distance": "smooth_l1"}, {}),
-    ("attention_relations", {"of": ("keys",), "heads": 3}, {}),
-    ("attention_relations", {"of": ("values", "queries"), "normalize": True, "causal": True}, {}),
+    ("info_nce", {"symmetric": True, "normalize": False, "temperature": 2.0}),
+    ("layer_states", {"distance": "cosine"}),
+    ("layer_states", {"distance": "logsum", "alpha": 2.5, "delta": 0.1}),
+    ("layer_states", {"distance": "smooth_l1"}),
+    ("attention_relations", {"of": ("keys",), "heads": 3}),
+    ("attention_relations", {"of": ("values", "queries"), "normalize": True, "causal": True}),
 ]
 
 
-@pytest.mark.parametrize(("name", "changes", "own"), CHECKED)
-def test_gradients_of_options_that_are_not_the_default(name, changes, own):
+@pytest.mark.parametrize(("name", "changes"), CHECKED)
+def test_gradients_of_options_that_are_not_the_default(name, changes):
     entry = LOSSES[name]
     options = defaults(entry) | changes
-    leaves = example(entry, 1) | own
+    leaves = example(entry, 1)
     units = entry.units_of(Quantities(leaves), options).weight
     names = entry.named(entry.tensors, options)
     if name == "attention_relations":  # wide enough to be cut into heads
@@ -235,7 +237,7 @@ def test_gradients_of_options_that_are_not_the_default(name, changes, own):
         tensors = {**leaves, **dict(zip(inputs, values))}
         return torch.where(units > 0, entry.values(tensors, options), 0.0).sum()
 
-    assert torch.autograd.gradcheck(total, [leaves[n].clone().requires_grad_() for n in inputs])
+    assert torch.autograd.gradcheck(total, [leaves[n].clone().requires_grad_() for n in inputs], fast_mode=True)
 
 
 def test_equal_sides_have_finite_gradients_whatever_the_distance():

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import shutil
+import signal
 from collections import namedtuple
 from pathlib import Path
 
@@ -16,8 +17,6 @@ from tokenkit.train.checkpoint import Progress, StepFolders, find_damage, list_c
 from tokenkit.train.checkpoint_files import BEST as BEST_FILE
 from tokenkit.train.checkpoint_files import step_files
 
-KILLED = 9
-
 
 def at_step(step):
     """A run whose weights say which step it is."""
@@ -29,47 +28,82 @@ def at_step(step):
     return training
 
 
-def save_until(number, folder, seen):
-    """Saves step 2 as the newest and the best, and dies at the operation of this number; child process only."""
+class Killed(BaseException):
+    """No handler of errors sees it: what comes after it does not happen, as after a kill."""
+
+
+def save(folder):
+    """Step 2 as the best and as the newest."""
+    folders = StepFolders(folder)
+    folders.measured(at_step(2), Progress(2), True)
+    folders.save(at_step(2), Progress(2), 1, False)
+
+
+def attack(patch, number, die):
+    """Every operation of a save counts, writes twice: before, and half done. At the operation of a number, `die`."""
     count = 0
 
-    def tick(operation):
+    def tick(operation, spoil=None):
         nonlocal count
         count += 1
         if count == number:
-            seen.put(operation)
-            seen.close()
-            seen.join_thread()
-            os._exit(KILLED)
+            if spoil is not None:
+                content = Path(spoil).read_bytes()
+                Path(spoil).write_bytes(content[: len(content) // 2])
+            die(operation)
 
-    def attack(owner, name, half=None):
+    def watch(owner, name, written=None):
         original = getattr(owner, name)
 
         def call(*arguments, **options):
             tick(f"before {name}")
             result = original(*arguments, **options)
-            if half is not None:
-                count_before = count
-                if count_before + 1 == number:
-                    half(*arguments)
-                tick(f"inside {name}")
+            if written is not None:
+                tick(f"inside {name}", arguments[written])
             return result
 
-        setattr(owner, name, call)
+        patch(owner, name, call)
 
-    def halve(path):
-        content = Path(path).read_bytes()
-        Path(path).write_bytes(content[: len(content) // 2])
+    watch(checkpoints, "save_file", 1)
+    watch(Path, "write_text", 0)
+    watch(os, "fsync")
+    watch(Path, "rename")
+    watch(shutil, "rmtree")
 
-    attack(checkpoints, "save_file", lambda tensors, path: halve(path))
-    attack(Path, "write_text", lambda path, *rest: halve(path))
-    attack(os, "fsync")
-    attack(Path, "rename")
-    attack(shutil, "rmtree")
-    folders = StepFolders(folder)
-    folders.measured(at_step(2), Progress(2), True)
-    folders.save(at_step(2), Progress(2), 1, False)
-    os._exit(0)
+
+def stopped(folder, number, monkeypatch):
+    """The operation of that number, at which a save ended; None where it went through."""
+
+    def die(operation):
+        raise Killed(operation)
+
+    with monkeypatch.context() as patch:
+        attack(patch.setattr, number, die)
+        try:
+            save(folder)
+        except Killed as killed:
+            return str(killed)
+    return None
+
+
+def killed(folder, number, monkeypatch):
+    """The same in a process of its own, which ends there and then."""
+
+    def child(says):
+        def die(operation):
+            says.send(operation)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        attack(setattr, number, die)
+        save(folder)
+
+    context = multiprocessing.get_context("fork")
+    hears, says = context.Pipe(False)
+    process = context.Process(target=child, args=(says,))
+    process.start()
+    process.join(60)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return hears.recv() if process.exitcode else None
 
 
 def whole_step(path):
@@ -81,22 +115,18 @@ def whole_step(path):
     return values.pop()
 
 
-def test_killed_at_any_operation_of_a_save_a_whole_checkpoint_is_left(tmp_path):
-    context = multiprocessing.get_context("fork")
+@pytest.mark.parametrize("end", [stopped, pytest.param(killed, marks=pytest.mark.slow)])
+def test_ended_at_any_operation_of_a_save_a_whole_checkpoint_is_left(tmp_path, monkeypatch, end):
     operations = []
     for number in range(1, 200):
         folder = tmp_path / str(number)
         folders = StepFolders(folder)
         folders.save(at_step(1), Progress(1), 1, False)
         folders.measured(at_step(1), Progress(1), True)
-        seen = context.Queue()
-        process = context.Process(target=save_until, args=(number, folder, seen))
-        process.start()
-        process.join(60)
-        if process.exitcode == 0:
+        operation = end(folder, number, monkeypatch)
+        if operation is None:
             break
-        assert process.exitcode == KILLED
-        operations.append(seen.get(timeout=10))
+        operations.append(operation)
         other = trained(1)
         progress = StepFolders(folder).load(other)
         assert progress in (Progress(1), Progress(2))

@@ -110,6 +110,15 @@ def test_whitening_is_measured_once(run, tmp_path, monkeypatch):
         distill(run(output=tmp_path / "other", **kept | {"teacher_statistics": {"rows": 12}}), quiet=True)
 
 
+def test_labels_alone_are_plain_training(run, tmp_path):
+    mixed = {"clm": {"weight": 1.0}, "forward_kl": {"weight": 0.0}, "layer_states": {"weight": 0.0}}
+    for name, losses in (("plain", {"clm": {}}), ("mixed", mixed)):
+        distill(run(output=tmp_path / name, losses=losses), quiet=True)
+    plain, mixed = (weights(tmp_path / name) for name in ("plain", "mixed"))
+    assert plain.keys() == mixed.keys()
+    assert all(torch.equal(plain[name], mixed[name]) for name in plain)
+
+
 def test_what_is_frozen_stays(run, tmp_path):
     sides = prepare(run(student={"freeze": ["embed_tokens"]}))
     before = {name: p.detach().clone() for name, p in sides.student.model.named_parameters()}

@@ -49,9 +49,7 @@ def test_latent_weights_are_where_the_other_formats_begin(model_folder, tmp_path
     base = {"model": {"source": str(tmp_path / "latent")}}
     packed = export(build(ExportRun, {**base, "format": "ternary", "output": str(tmp_path / "packed")}))
     assert (packed["model_type"], packed["close_positions"] >= 0.95) == ("bitnet", True)
-    written = export(
-        build(ExportRun, {**base, "format": "gguf", "type": "f16", "output": str(tmp_path / "x.gguf")})
-    )
+    written = export(build(ExportRun, {**base, "format": "gguf", "type": "f16", "output": str(tmp_path / "x.gguf")}))
     assert written["architecture"] == "bitnet"
     again = export(build(ExportRun, {**base, "format": "latent", "output": str(tmp_path / "again")}))
     assert again["typical_difference"] <= 1e-6

@@ -192,9 +192,15 @@ def test_mistakes_are_one_line(make, tmp_path):
 
 
 @pytest.mark.slow
-def test_eight_trials_of_tpe_in_processes_with_hyperband(make, tmp_path):
-    printed = search(
-        make(method="tpe", pruner="hyperband", eta=2, trials=8, in_process=False, jobs=2, startup=3), quiet=True
-    )
+def test_eight_trials_of_tpe_with_hyperband(make, tmp_path):
+    printed = search(make(method="tpe", pruner="hyperband", eta=2, trials=8, startup=3), quiet=True)
     assert printed["done"] + printed["pruned"] == 8
     assert (tmp_path / "search/study.db").is_file()
+
+
+@pytest.mark.slow
+def test_trials_side_by_side_in_processes(make):
+    options = {"method": "tpe", "pruner": "none", "trials": 2, "rungs": [], "startup": 2}
+    here = search(make(**options), quiet=True)
+    there = search(make(**options, in_process=False, jobs=2, output=make().output.with_name("other")), quiet=True)
+    assert there["best"] == here["best"]

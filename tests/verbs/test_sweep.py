@@ -162,7 +162,7 @@ def test_a_foreign_folder_is_left_alone(make, tmp_path, base):
 @pytest.mark.slow
 def test_killed_and_done_again_in_processes(make, tmp_path):
     """Two kinds of kill; afterwards the runs are those of an undisturbed sweep, and exit codes tell failures."""
-    values = {"train.steps": 40, "train.save_every": 5}
+    values = {"train.steps": 40, "train.save_every": 5, "name": "long"}
     whole = make(list=[values], seeds=[0, 1], output=tmp_path / "whole")
     sweep(whole, quiet=True)
     file = tmp_path / "sweep.yaml"
@@ -170,10 +170,12 @@ def test_killed_and_done_again_in_processes(make, tmp_path):
     file.write_text(dump_yaml(plain), "utf-8")
     command = [sys.executable, "-m", "tokenkit.cli", "sweep", str(file), "--quiet"]
     for number in (signal.SIGTERM, signal.SIGKILL):
-        running = subprocess.Popen(command, stderr=subprocess.PIPE)
-        _wait(running, lambda: list((tmp_path / "cut").glob("runs/*/checkpoints/*")))
-        running.send_signal(number)
-        _, error = running.communicate(timeout=120)
+        with subprocess.Popen(command, stderr=subprocess.PIPE) as running:
+            try:
+                _wait(running, lambda: list((tmp_path / "cut").glob("runs/*/checkpoints/*")))
+            finally:
+                running.send_signal(number)
+            _, error = running.communicate(timeout=300)
         assert running.returncode in (128 + number, -number, 0), error
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     while "is at work here" in done.stderr:  # the run that SIGKILL left behind holds the folder
@@ -193,7 +195,7 @@ def test_killed_and_done_again_in_processes(make, tmp_path):
 
 
 def _wait(running, until):
-    for _ in range(600):
+    for _ in range(3000):
         if until() or running.poll() is not None:
             return
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Documents: text files, JSON lines, Arrow datasets, or the Python standard library that every machine has."""
+"""Documents: text files, JSON lines, Parquet, Arrow datasets, or the standard library that every machine has."""
 
 import gzip
 import hashlib
@@ -23,7 +23,7 @@ class SourceConfig(Config):
     """Where documents come from: exactly one of `path`, `hub` and `stdlib`."""
 
     path: str | None = None
-    """A file, a folder or a glob of .txt, .jsonl (both also .gz), .py or .md files."""
+    """A file, a folder or a glob of .txt, .jsonl (both also .gz), .parquet, .py or .md files."""
     hub: str | None = None
     """A dataset id, or a folder that `datasets.load_dataset` reads."""
     stdlib: Literal["train", "held_out"] | None = None
@@ -31,7 +31,7 @@ class SourceConfig(Config):
     split: str = "train"
     """Split of a `hub` dataset."""
     field: str = "text"
-    """Key of the text in a JSON line or dataset row."""
+    """Key of the text in a JSON line, a row of a Parquet file or of a dataset."""
     separator: str | None = None
     """Regular expression between documents of a text file; without it a file is one document."""
     max_bytes: int | None = None
@@ -100,7 +100,7 @@ def file_documents(path: Path, source: SourceConfig) -> Iterator[str]:
 def _files(pattern: str) -> list[Path]:
     path = Path(pattern).expanduser()
     if path.is_dir():
-        endings = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".py", ".md")
+        endings = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet", ".py", ".md")
         return sorted(p for p in path.rglob("*") if p.name.endswith(endings))
     found = sorted(Path(p) for p in glob(str(path), recursive=True))
     if not found:
@@ -109,8 +109,8 @@ def _files(pattern: str) -> list[Path]:
 
 
 def _file(path: Path, source: SourceConfig) -> Iterator[str]:
-    if ".jsonl" in path.suffixes:
-        for place, row in _json_rows(path):
+    if is_rows(path):
+        for place, row in _rows(path):
             yield _text(row, place, source.field)
         return
     with _opened(path) as file:
@@ -118,6 +118,31 @@ def _file(path: Path, source: SourceConfig) -> Iterator[str]:
             yield file.read()
         else:
             yield from re.split(source.separator, file.read())
+
+
+def is_rows(path: Path) -> bool:
+    """Whether a file holds rows with keys, and not text."""
+    return ".jsonl" in path.suffixes or path.suffix == ".parquet"
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    return _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read in groups of rows, so that a large file is never in memory whole."""
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    yield f"{path}, row {number}", row
+                    number += 1
+    except (ArrowException, OSError) as error:
+        raise UserError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None
 
 
 @contextmanager
@@ -156,9 +181,9 @@ def read_rows(source: SourceConfig, column: str) -> Iterator[tuple[str, dict[str
             yield f"{source.hub}, row {number}", row
         return
     for path in _files(source.path) if source.path else []:
-        if ".jsonl" not in path.suffixes:
-            raise UserError(f"{path}: not JSON lines; conversations are read from .jsonl files or datasets")
-        for place, row in _json_rows(path):
+        if not is_rows(path):
+            raise UserError(f"{path}: not JSON lines; conversations are read from .jsonl or .parquet files or datasets")
+        for place, row in _rows(path):
             if column not in row:
                 raise UserError(f"{place}: nothing under {column!r}; its keys are {', '.join(row)}; set source.field")
             yield place, row

@@ -55,7 +55,7 @@ class HarnessConfig(Config):
                 hint = f"did you mean {close[0]!r}?" if close else f"built in are {', '.join(BUILTIN)}"
                 raise UserError(f"eval.harness.tasks: {task!r}: {hint}; tasks of lm-eval need backend=hf or vllm")
         if "cloze" in self.tasks and self.backend == "builtin" and self.cloze is None:
-            raise UserError("eval.harness.cloze: missing; write the path of a .jsonl file with context, choices, answer")
+            raise UserError("eval.harness.cloze: missing; write a .jsonl file of context, choices and answer")
         return self
 
 
@@ -64,7 +64,7 @@ class Evaluation(EvalConfig):
 
     harness: HarnessConfig | None = None
     metrics: list[OwnMetric] = []
-    """Functions of your own, `FILE.py:NAME` or `MODULE:NAME`: fn(model, tokenizer, documents) -> number. They are run."""
+    """Your own functions, `FILE.py:NAME` or `MODULE:NAME`: fn(model, tokenizer, documents) -> number. They are run."""
 
 
 @dataclass(frozen=True)
@@ -154,11 +154,10 @@ def benchmark(
     return [row for task in tasks for row in known[task]] + beside
 
 
-def not_run(
-    backend: str, tasks: Sequence[str], limit: int | None, num_fewshot: int | None, why: str
-) -> list[EvalRow]:
+def not_run(backend: str, tasks: Sequence[str], limit: int | None, num_fewshot: int | None, why: str) -> list[EvalRow]:
     """A row per task that says why there is no figure."""
-    return [EvalRow(task, "", None, None, backend, "", "", num_fewshot, limit, "", note=f"not run: {why}") for task in tasks]
+    nothing = (None, None, backend, "", "", num_fewshot, limit, "")
+    return [EvalRow(task, "", *nothing, note=f"not run: {why}") for task in tasks]
 
 
 def over_tasks(trained: Sequence[EvalRow], teacher: Sequence[EvalRow]) -> dict[str, float | int]:
@@ -172,10 +171,10 @@ def over_tasks(trained: Sequence[EvalRow], teacher: Sequence[EvalRow]) -> dict[s
     references: dict[str, float] = {}
     directions: dict[str, Direction] = {}
     for row in trained:
-        known = reference.get((row.task, row.metric))
-        comparable = row.value is not None and row.value >= 0 and known is not None and known >= 0
-        if comparable and row.direction is not None and row.task not in values:
-            values[row.task], references[row.task], directions[row.task] = row.value, known, row.direction
+        value, known = row.value, reference.get((row.task, row.metric))
+        if value is None or known is None or row.direction is None or row.task in values or min(value, known) < 0:
+            continue
+        values[row.task], references[row.task], directions[row.task] = value, known, row.direction
     if not values:
         return {}
     mean, geometric = score(values, references, directions)

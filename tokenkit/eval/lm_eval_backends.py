@@ -1,4 +1,4 @@
-"""lm-evaluation-harness as a backend, reading a folder with transformers or with vLLM. Neither is imported before it is used."""
+"""lm-evaluation-harness as a backend: it reads a folder with transformers or vLLM, and is imported when it is used."""
 
 import gc
 import importlib
@@ -11,14 +11,15 @@ import torch
 
 from tokenkit.eval.harness import EvalRow, NotRun, Subject
 
-FIRST = ("acc_norm", "acc", "exact_match", "word_perplexity", "bits_per_byte")  # metrics that count where a task has them
+FIRST = ("acc_norm", "acc", "exact_match", "word_perplexity", "bits_per_byte")  # what counts, where a task has it
 
 
 class LmEvalBackend:
     """Tasks of lm-evaluation-harness; `vllm` holds a model on the GPU only while it measures."""
 
     def __init__(self, name: Literal["hf", "vllm"], *, dtype: str, device: str):
-        self.name, self.dtype, self.device = name, dtype, device
+        self.name: str = name
+        self.dtype, self.device = dtype, device
 
     def version(self) -> str:
         packages = ("lm_eval", "vllm") if self.name == "vllm" else ("lm_eval",)

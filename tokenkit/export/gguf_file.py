@@ -1,7 +1,7 @@
 """A model and its tokenizer as one GGUF file, for llama.cpp: read again, dequantised and compared before it has a name.
 
-Ternary matrices become blocks of 256 trits with one float16 scale each (tq1_0: 1.69 bits a weight, tq2_0: 2.06), made of
-the trits themselves: nothing is rounded but the scale.
+Ternary matrices become blocks of 256 trits with one float16 scale each (tq1_0: 1.69 bits a weight, tq2_0: 2.06),
+made of the trits themselves: nothing is rounded but the scale.
 """
 
 import math
@@ -27,9 +27,7 @@ GGUFType = Literal["f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0"]
 EmbeddingType = Literal["f32", "f16", "bf16", "q8_0"]
 Kind = gguf.GGMLQuantizationType
 KINDS = {name: Kind[name.upper()] for name in ("f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0")}
-FILE_TYPES = {
-    name: gguf.LlamaFileType[f"{'ALL' if name == 'f32' else 'MOSTLY'}_{name.upper()}"] for name in KINDS
-}
+FILE_TYPES = {name: gguf.LlamaFileType[f"{'ALL' if name == 'f32' else 'MOSTLY'}_{name.upper()}"] for name in KINDS}
 TERNARY = (Kind.TQ1_0, Kind.TQ2_0)
 BLOCKS = {Kind.Q8_0: 32, Kind.TQ1_0: 256, Kind.TQ2_0: 256}  # weights of a row that share a scale
 EMBEDDINGS = ("token_embd.weight", "output.weight")
@@ -93,7 +91,7 @@ def _kinds(plan: Plan, kind: Kind, embeddings: Kind) -> dict[str, Kind]:
         if shape[-1] % block:
             instead = "f16" if block == 32 else "q8_0 or f16"
             raise UserError(
-                f"{name}: rows of {shape[-1]}, and {kinds[name].name.lower()} needs a multiple of {block}; take a width "
+                f"{name}: rows of {shape[-1]}, and {kinds[name].name.lower()} needs a multiple of {block}; take widths "
                 f"divisible by {block}, or {'embedding_type' if name in EMBEDDINGS else 'type'}={instead}"
             )
     return kinds
@@ -139,7 +137,7 @@ def _verify_tensors(path: Path, plan: Plan, kinds: dict[str, Kind]) -> dict[str,
 
 
 def _equal(wanted: ndarray, found: ndarray, kind: Kind) -> bool:
-    """Whether two tensors are equal but for rounding to a type: none, relative, or half a step of the block's largest."""
+    """Whether two tensors are equal but for rounding to a type: none, relative, or half a step of a block's scale."""
     if kind in (Kind.F32, *TERNARY):
         return np.array_equal(wanted, found)
     if kind in (Kind.F16, Kind.BF16):

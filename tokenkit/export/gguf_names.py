@@ -1,7 +1,7 @@
 """A model in the words of llama.cpp: which architecture, its numbers, its tensors by their GGUF names.
 
-Rotary embeddings turn pairs of channels. transformers pairs a channel with the one half a head further, as do llama.cpp's
-`qwen2` and `bitnet`; its `llama` pairs neighbours, so rows of queries and keys are put into that order here.
+Rotary embeddings turn pairs of channels. transformers pairs a channel with the one half a head further, as do
+llama.cpp's `qwen2` and `bitnet`; its `llama` pairs neighbours, so rows of queries and keys are put in that order here.
 """
 
 import math
@@ -109,7 +109,9 @@ def _renamed(
     for name, value in found.items():
         new = norms.get(name) or names.get_name(name, try_suffixes=(".weight", ".bias"))
         if new is None:
-            raise UserError(f"{name}: llama.cpp's {gguf.MODEL_ARCH_NAMES[arch]} has no place for it; export another format")
+            raise UserError(
+                f"{name}: llama.cpp's {gguf.MODEL_ARCH_NAMES[arch]} has no place for it; export another format"
+            )
         tensors[new] = value
     if arch in NEIGHBOURS:
         for number in blocks:

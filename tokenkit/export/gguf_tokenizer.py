@@ -1,4 +1,4 @@
-"""A tokenizer in the words of a GGUF file: `gpt2` for byte-level BPE, `llama` for sentencepiece's BPE, `t5` for Unigram.
+"""A tokenizer in the words of a GGUF file: `gpt2` for byte-level BPE, `llama` for sentencepiece BPE, `t5` for Unigram.
 
 llama.cpp knows no regular expressions of files, only families of them (`pre`). A family is believed to be the
 tokenizer's when it cuts the probes below as the tokenizer does; and the file when our own reader, which is given
@@ -85,13 +85,15 @@ def gguf_vocabulary(tokenizer: Tokenizer, rows: int) -> Vocabulary:
     names |= {token["id"]: token["content"] for token in definition.get("added_tokens") or []}
     tokens = [names.get(index, f"[PAD{index}]") for index in range(rows)]
     if len(set(tokens)) < len(tokens):
-        raise UserError(f"{tokenizer.name}: two ids have one text, which no GGUF vocabulary can hold; rename one of them")
+        raise UserError(f"{tokenizer.name}: two ids have one text, which no GGUF vocabulary can hold; rename one")
     types = _types(definition, tokenizer, names, rows)
     kind = model_type(definition)
     if kind == "BPE" and is_byte_level(definition):
         return _byte_level(definition, tokenizer.name, tokens, types)
     if kind not in ("BPE", "Unigram"):
-        raise UserError(f"{tokenizer.name}: a {kind} tokenizer, and GGUF has byte-level BPE, sentencepiece BPE and Unigram")
+        raise UserError(
+            f"{tokenizer.name}: a {kind} tokenizer; GGUF takes byte-level BPE, sentencepiece BPE and Unigram"
+        )
     return _pieces(definition, kind, tokens, types)
 
 
@@ -157,10 +159,10 @@ def _types(definition: Definition, tokenizer: Tokenizer, names: dict[int, str], 
 def _byte_level(definition: Definition, name: str, tokens: list[str], types: list[int]) -> Vocabulary:
     merges = [m if isinstance(m, str) else " ".join(m) for m in definition["model"]["merges"]]
     if not merges:
-        raise UserError(f"{name}: has no merges, and llama.cpp reads no byte-level tokenizer without; take one that has")
+        raise UserError(f"{name}: has no merges, and llama.cpp reads no byte-level tokenizer without; take another")
     normalizers = {part["type"] for part in parts(definition.get("normalizer"))} - {"Sequence", "NFC"}
     if normalizers:
-        raise UserError(f"{name}: its {sorted(normalizers)[0]} normalizer has no place in a GGUF file; take one without")
+        raise UserError(f"{name}: its {sorted(normalizers)[0]} normalizer has no place in a GGUF file; take another")
     pre, notes = _pre(definition, name), []
     if any(part["type"] == "NFC" for part in parts(definition.get("normalizer"))):
         notes.append("llama.cpp does not bring text into NFC")

@@ -19,6 +19,12 @@ class HubConfig(Config):
     """A branch; null: the main one."""
 
 
+def check_push(push_to_hub: bool, hub: HubConfig | None) -> None:
+    """UserError where something is to be uploaded to nowhere."""
+    if push_to_hub and hub is None:
+        raise UserError("push_to_hub: true, and no place to push to; write hub.repo_id=OWNER/NAME")
+
+
 def check_folder(folder: Path) -> None:
     """UserError where a file of the folder that people read holds what is private."""
     for path in sorted(path for name in CHECKED for path in folder.rglob(name)):
@@ -36,9 +42,9 @@ def push(folder: Path, hub: HubConfig) -> str:
 
     api = HfApi()
     try:
-        api.create_repo(hub.repo_id, private=hub.private, exist_ok=True)
+        address = api.create_repo(hub.repo_id, private=hub.private, exist_ok=True)
         if hub.private and not api.model_info(hub.repo_id).private:
-            raise UserError(f"hub.repo_id: {hub.repo_id} exists and is public; write hub.private=false, or another name")
+            raise UserError(f"hub.repo_id: {hub.repo_id} is public; write hub.private=false, or another name")
         if hub.revision is not None:
             api.create_branch(hub.repo_id, branch=hub.revision, exist_ok=True)
         api.upload_folder(
@@ -50,4 +56,4 @@ def push(folder: Path, hub: HubConfig) -> str:
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         why = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"hub.repo_id: {hub.repo_id}: not uploaded: {why}") from None
-    return f"https://huggingface.co/{hub.repo_id}"
+    return str(address)

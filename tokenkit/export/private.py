@@ -23,8 +23,8 @@ SECRETS = re.compile(
 PART = r"[^\s/\\'\"`<>|,;:()\[\]{}]+"
 PATHS = re.compile(
     rf"""
-      (?<![\w./~:<*-])~?(?:/{PART}){{2,}}/?         # two parts or more: /data/corpora/a.txt
-    | (?<![\w./~:<*-])/(?:home|root|Users)\b/?      # homes, whatever follows
+      (?<![\w./~:<*])~?(?:/{PART}){{2,}}/?         # two parts or more: /data/corpora/a.txt
+    | (?<![\w./~:<*])/(?:home|root|Users)\b/?      # homes, whatever follows
     | \b[A-Za-z]:[\\/](?:{PART}[\\/])*(?:{PART})?   # of Windows
     """,
     re.VERBOSE,

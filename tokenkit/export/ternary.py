@@ -1,8 +1,8 @@
 """A ternary model as a folder that stock transformers loads: four trits a byte, or the latent matrices to train on.
 
-The packed layout is that of transformers' "bitnet" quantizer: `weight` holds the trits, `weight_scale` the reciprocal of
-their scale for `bitlinear` layers (the loader divides by it) and the scale itself for `autobitlinear` ones. The latent
-folder has the matrices as they are trained, which transformers' `autobitlinear` layers make ternary at every call.
+The packed layout is that of transformers' "bitnet" quantizer: `weight` holds the trits, `weight_scale` the reciprocal
+of their scale for `bitlinear` layers (the loader divides by it) and the scale itself for `autobitlinear` ones. The
+latent folder has the matrices as they are trained, which transformers' `autobitlinear` layers round at every call.
 """
 
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ def export_ternary(
         _write(model, layout, tokenizer, draft, packed | tensors, dtype, max_shard_bytes)
         figures = verify_packed(draft, layout, linear_class)
         loaded_in = torch.float32 if linear_class == "bitlinear" else dtype
-        figures |= verify_stock(draft, model, tokenizer, TEXTS, loaded_in)
+        figures |= verify_stock(draft, model, layout, tokenizer, TEXTS, loaded_in)
     return figures
 
 
@@ -81,7 +81,7 @@ def export_latent(
     for name, layer in layout.layers.items():
         if layer.scale != "mean":
             raise UserError(
-                f"{name}: its scale is the {layer.scale} of its weights, and transformers' online layers take the mean; "
+                f"{name}: its scale is the {layer.scale} of its weights; transformers' online layers take the mean; "
                 "export format=ternary, or train with ternary.scale=mean"
             )
     latent = {f"{name}.weight": layer.weight.detach().to(dtype) for name, layer in layout.layers.items()}
@@ -90,14 +90,14 @@ def export_latent(
         _write(model, layout, tokenizer, draft, latent | tensors, dtype, max_shard_bytes)
         figures = {"ternary_layers": len(latent), "linear_class": "autobitlinear", "mode": "online"}
         if dtype == model.dtype:
-            figures |= verify_stock(draft, model, tokenizer, TEXTS)
+            figures |= verify_stock(draft, model, layout, tokenizer, TEXTS)
     return figures
 
 
 def _checked_layout(model: PreTrainedModel, tokenizer: Tokenizer) -> Layout:
     if not ternary_layers(model):
         raise UserError(
-            "export: no layer of this model was trained ternary, and rounding its weights now would leave little of it; "
+            "export: no layer of this model was trained ternary, and rounding its weights now leaves little of it; "
             "distil with a `ternary:` section first, or write force_ptq=true"
         )
     rows = len(input_matrix(model))

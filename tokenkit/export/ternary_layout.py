@@ -46,6 +46,8 @@ class Layout:
     """The linear layers that are not ternary."""
     inner_eps: float | None
     """Epsilon of the norms inside every ternary layer, where there are any."""
+    norms: dict[str, str]
+    """Of ternary layers with SubLN, the stock module that stands before them for it."""
 
 
 def stock_layout(model: PreTrainedModel) -> Layout:
@@ -55,6 +57,7 @@ def stock_layout(model: PreTrainedModel) -> Layout:
     normed = {name: layer.norm for name, layer in layers.items() if layer.norm is not None}
     config, stock = copy.deepcopy(model.config), type(model)
     renamed: dict[str, str] = {}
+    before: dict[str, str] = {}
     inner_eps = None
     places = _sub_norm_places(config)
     if normed and len(normed) == len(layers):
@@ -62,18 +65,19 @@ def stock_layout(model: PreTrainedModel) -> Layout:
         renamed = {f"{name}.norm.weight": f"{name}.rms_norm.weight" for name in normed}
     elif normed and normed.keys() == places.keys():
         config, stock = _bitnet_config(model, layers, _one_epsilon(normed)), BitNetForCausalLM
-        renamed = {f"{name}.norm.weight": f"{places[name]}.weight" for name in normed}
+        before = places
+        renamed = {f"{name}.norm.weight": f"{norm}.weight" for name, norm in before.items()}
     elif normed:
         raise UserError(
-            f"{next(iter(normed))}: a norm inside some of the ternary layers, and transformers has a place for norms in "
-            "all of them or before o_proj and down_proj of every block; train with ternary.sub_norm=every or o_down"
+            f"{next(iter(normed))}: a norm inside some of the ternary layers, and transformers has places for norms "
+            "in all of them or before o_proj and down_proj of every block; train with ternary.sub_norm=every or o_down"
         )
     tensors = _tensors(model, layers, renamed)
     if stock is BitNetForCausalLM and config.attention_bias:
         for name in _block_names(config, "self_attn.o_proj"):  # the class has biases on all four, or on none
             tensors.setdefault(f"{name}.bias", torch.zeros(config.hidden_size))
     dense = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    layout = Layout(config, stock, tensors, layers, dense, inner_eps)
+    layout = Layout(config, stock, tensors, layers, dense, inner_eps, before)
     _check_places(layout)
     return layout
 
@@ -108,7 +112,7 @@ def _refuse_what_differs(layers: Mapping[str, TernaryLinear]) -> None:
 def _one_epsilon(norms: Mapping[str, nn.RMSNorm]) -> float:
     found = {norm.eps for norm in norms.values()}
     if len(found) > 1 or None in found:
-        raise UserError(f"ternary norms with epsilons {sorted(map(str, found))}; transformers keeps one for all of them")
+        raise UserError(f"ternary norms with epsilons {sorted(map(str, found))}; transformers keeps one for all")
     return float(found.pop() or 0.0)
 
 

@@ -49,12 +49,12 @@ def _packed_config(source: Path) -> dict[str, Any]:
     settings = config.get(QUANTIZATION) or {}
     if settings.get("quant_method") != "bitnet" or settings.get("quantization_mode", "offline") != "offline":
         raise UserError(
-            f"{source}: not a packed ternary model (no offline bitnet quantization_config); unpacking is for the folders "
+            f"{source}: not a packed ternary model (no offline bitnet quantization_config); unpacking is for folders "
             "of `tokenkit export format=ternary`"
         )
     if settings.get("use_rms_norm"):
         raise UserError(
-            f"{source}: has a norm inside every ternary layer (use_rms_norm), for which an ordinary model has no place; "
+            f"{source}: has a norm inside every ternary layer (use_rms_norm), which no ordinary model has; "
             "keep the packed folder"
         )
     return config

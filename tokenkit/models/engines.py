@@ -9,7 +9,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from tokenkit.config import UserError
-from tokenkit.models.sample import Drawing, Sampled, Until, sample, sequence_key
+from tokenkit.models.sample import Drawing, Sampled, Until, check_positions, sample, sequence_key
 
 MAX_PHASES = 8
 NEVER = -100.0  # the least bias that vLLM takes
@@ -20,6 +20,10 @@ class Engine(Protocol):
     """Draws one continuation per prompt; what it draws for a number does not depend on the other numbers."""
 
     name: str
+
+    def check(self, prompt_tokens: int) -> None:
+        """UserError where sequences after prompts of that length do not fit the model."""
+        ...
 
     def draw(
         self, prompts: Sequence[list[int]], numbers: Sequence[int], *, stream: int = 0, until: Until | None = None
@@ -35,6 +39,10 @@ class BuiltinEngine:
 
     def __init__(self, model: PreTrainedModel, drawing: Drawing, *, seed: int, batch_size: int):
         self.model, self.drawing, self.seed, self.batch_size = model, drawing, seed, batch_size
+
+    def check(self, prompt_tokens: int) -> None:
+        """UserError where the model has not so many positions."""
+        check_positions(self.model, prompt_tokens + self.drawing.max_new_tokens)
 
     def draw(
         self, prompts: Sequence[list[int]], numbers: Sequence[int], *, stream: int = 0, until: Until | None = None
@@ -65,6 +73,14 @@ class VllmEngine:
         self.name = f"vllm {self.vllm.__version__}"
         self.drawing, self.seed = drawing, seed
         self.model = self.vllm.LLM(model=source, revision=revision, skip_tokenizer_init=True, seed=seed)
+
+    def check(self, prompt_tokens: int) -> None:
+        """UserError where vLLM was started for shorter sequences than that."""
+        length, longest = prompt_tokens + self.drawing.max_new_tokens, self.model.llm_engine.model_config.max_model_len
+        if length > longest:
+            raise UserError(
+                f"max_new_tokens: {length} tokens with the prompt, but the engine reads {longest}; write less"
+            )
 
     def draw(
         self, prompts: Sequence[list[int]], numbers: Sequence[int], *, stream: int = 0, until: Until | None = None

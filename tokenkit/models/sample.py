@@ -118,7 +118,7 @@ def sample(
     `limits` are new tokens at most, per prompt; `until` says of a row's new ids that they are enough.
     """
     limits = [drawing.max_new_tokens] * len(prompts) if limits is None else limits
-    _check_positions(model, max((len(p) + limit for p, limit in zip(prompts, limits, strict=True)), default=0))
+    check_positions(model, max((len(p) + limit for p, limit in zip(prompts, limits, strict=True)), default=0))
     found: dict[int, Sampled] = {}
     training = model.training
     model.eval()
@@ -132,7 +132,8 @@ def sample(
     return [found[place] for place in range(len(prompts))]
 
 
-def _check_positions(model: PreTrainedModel, length: int) -> None:
+def check_positions(model: PreTrainedModel, length: int) -> None:
+    """UserError where sequences of `length` tokens are more than the model has positions for."""
     config = model.config.get_text_config().to_dict()
     positions = next((config[key] for key in POSITIONS if config.get(key) is not None), None)
     if positions is not None and length - 1 > positions:  # the last token is not read

@@ -37,6 +37,7 @@ def reattach_ternary(model: PreTrainedModel, config: Mapping[str, Any]) -> list[
 
     found = {name: module for name, module in model.named_modules() if isinstance(module, AutoBitLinear)}
     for name, module in found.items():
+        assert isinstance(module.weight, nn.Parameter)
         norm = None
         if module.rms_norm is not None:
             norm = nn.RMSNorm(module.in_features, eps=module.rms_norm.variance_epsilon)
@@ -49,6 +50,6 @@ def reattach_ternary(model: PreTrainedModel, config: Mapping[str, Any]) -> list[
 def forget_quantization(model: PreTrainedModel) -> None:
     """Takes out of a loaded model what marks it as quantised: it is saved as any other from then on."""
     if QUANTIZATION in model.config.to_dict():
-        del model.config.quantization_config
+        delattr(model.config, QUANTIZATION)
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):
         vars(model).pop(name, None)

@@ -4,6 +4,7 @@ Nothing is wrapped: parameters keep their names, so checkpoints are those of a r
 """
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -50,8 +51,8 @@ class Compiled:
         except RuntimeError as error:
             if not self.modules or not _is_compilers(error):
                 raise
-            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            log.warning("train.compile: does not work here (%s); the run goes on without it", first)
+            said = " ".join(line.strip() for line in str(error).splitlines()[:2]) or type(error).__name__
+            log.warning("train.compile: does not work here (%s); the run goes on without it", said)
         self.undo()
         return work()
 
@@ -70,7 +71,9 @@ def compiled(task: Task, config: CompileConfig | None) -> Iterator[Compiled]:
     modules = _modules(task, config)
     options = {"backend": config.backend, "mode": config.mode, "dynamic": config.dynamic}
     # losses hang hooks into layers for single forward passes: a graph that was compiled without them is not theirs
-    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False), warnings.catch_warnings():
+        # the compiler itself looks at gradients of what one layer hands to the next
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
         for module in modules:
             module.compile(**options)
         run = Compiled(modules)

@@ -12,7 +12,7 @@ NAMES = ("positions", "tokens", "learnt", "steps")
 
 
 class Counted:
-    """Other batches, counted on the student's side. The counts go into checkpoints, so a resumed run goes on counting."""
+    """Other batches, counted on the student's side. Counts go into checkpoints, so a resumed run goes on counting."""
 
     def __init__(self, batches: StepBatches):
         self.batches = batches

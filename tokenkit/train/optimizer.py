@@ -41,7 +41,7 @@ def _course(step: int, steps: int, warmup: int, left: float, config: OptimizerCo
             return 1.0
 
 
-def _one_cycle(step: int, steps: int, rise: float, end: float) -> float:
+def _one_cycle(step: int, steps: int, rise: float | int, end: float) -> float:
     """From 1/25 of the peak up to it and down to `end`, on half waves of a cosine. Smith and Topin 2017, 1708.07120."""
     top, last = rise - 1, steps - 1
     if step <= top:

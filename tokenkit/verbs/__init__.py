@@ -21,6 +21,7 @@ RUNS = {
     "generate": "generate.GenerateRun",
     "export": "export.ExportRun",
     "report": "report.ReportRun",
+    "card": "card.CardRun",
     "sweep": "sweep.SweepRun",
     "study": "study.StudyRun",
     "search": "search.SearchRun",

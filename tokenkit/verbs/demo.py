@@ -91,7 +91,7 @@ def _one(run: DemoRun, target: str, method: Kind, seed: int, quiet: bool) -> dic
             "losses": METHODS[method],
             "data": run.data,
             "train": run.train.model_copy(update={"seed": seed}),
-            "eval": run.eval,
+            "eval": run.eval.model_dump(),
             "report": run.report,
             "export_dtype": "bfloat16",
         },

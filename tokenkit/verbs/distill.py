@@ -13,6 +13,7 @@ from tokenkit.data.source import read_documents
 from tokenkit.eval.agreement import agreement
 from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
 from tokenkit.export.expanded import export_model
+from tokenkit.export.hub import push
 from tokenkit.export.ternary import export_latent, export_ternary
 from tokenkit.export.ternary_layout import stock_layout
 from tokenkit.models.ternary import set_strength, strength_at
@@ -23,9 +24,13 @@ from tokenkit.report.page import write_page
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.train.balance import build_balance, last_layer
 from tokenkit.train.checkpoint import Progress
+from tokenkit.train.counted import Counted
 from tokenkit.train.folder import RunFolder, write_json
 from tokenkit.train.loop import train
 from tokenkit.train.tasks.distill import TextTask
+from tokenkit.verbs.benchmarks import benchmarked, check_evaluation
+from tokenkit.verbs.card import begin_card, finish_card
+from tokenkit.verbs.card_content import distilled
 from tokenkit.verbs.distill_page import report_of
 from tokenkit.verbs.distill_run import DistillRun
 from tokenkit.verbs.model import DTYPES
@@ -41,11 +46,12 @@ def distill(run: DistillRun, *, resume: bool = False, quiet: bool = False) -> di
     rows = read_training_rows(run.data)
     sides = prepare(run, rows)
     objective = objective_of(run.losses, sides)
-    batches = _batches(run, sides, objective, rows)
+    batches = Counted(_batches(run, sides, objective, rows))
     held_out = read_documents(run.eval.source)
     _refuse_early(run, sides, objective, rows)
     task = _task(run, sides, objective)
     folder = _claim(run, resume)
+    begin_card(run.output, "distill")
     measure_teacher(run, task, sides, rows)
     measure = _measurement(run, sides, task, held_out)
     before = _before_training(run, sides, held_out, measure)
@@ -55,15 +61,20 @@ def distill(run: DistillRun, *, resume: bool = False, quiet: bool = False) -> di
         folder.log({"step": progress.step, **after})
     _export(run, sides)
     results = _results(run, sides, objective, progress, folder, before, after)
-    write_json(run.output / "results.json", results)
     report = report_of(run, sides, held_out, results, before["samples"])
+    results |= benchmarked(run, sides, held_out)  # gives back what the training held in memory
+    write_json(run.output / "results.json", results)
     write_json(run.output / "report.json", report.model_dump(mode="json"))
     write_page(run.output)
+    finish_card(run.output, run.card, lambda: distilled(run, objective, rows, held_out, batches.counts))
+    if run.push_to_hub and run.hub is not None:
+        push(run.output / "model", run.hub)
     return results
 
 
 def _refuse_early(run: DistillRun, sides: Sides, objective: Objective, rows: Sequence[Row]) -> None:
     """UserError for what does not fit, before a file is written."""
+    check_evaluation(run.eval)
     if isinstance(sides.teacher, Record):
         check_record(sides.teacher, objective, run.data, rows, sides, run.teacher)
     build_balance(run.train.balance, list(objective.weights()), partial(last_layer, sides.student.model), [])
@@ -157,7 +168,7 @@ def measurement(
     """A function that measures a model as it stands; beside a teacher of the same tokenizer also how alike they are."""
 
     def measure() -> dict[str, float]:
-        options = config.model_dump(exclude={"source"})
+        options = config.model_dump(include={"context_tokens", "stride_tokens", "batch_tokens"})
         found = {"bits_per_byte": bits_per_byte(view, tokenizer, held_out, **options).value}
         if teacher is not None:
             alike = agreement(view, teacher, tokenizer, held_out, config)

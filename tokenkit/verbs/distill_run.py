@@ -7,11 +7,13 @@ from pydantic import Field, create_model, model_validator
 
 from tokenkit.config import Config, UserError
 from tokenkit.data.batch import DataConfig
-from tokenkit.eval.bits_per_byte import EvalConfig
+from tokenkit.eval.harness import Evaluation
+from tokenkit.export.hub import HubConfig, check_push
 from tokenkit.models.student import StudentConfig
 from tokenkit.models.ternary import TernaryConfig
 from tokenkit.objective import LossesConfig, losses_config
 from tokenkit.plugins.load import Plugin
+from tokenkit.report.card_facts import CardConfig
 from tokenkit.tokenizers.spec import TokenizerSpec
 from tokenkit.train.schema import TrainConfig
 from tokenkit.verbs.model import ExportType, ModelChoice
@@ -75,12 +77,17 @@ class DistillRun(Config):
     teacher_statistics: StatisticsConfig = StatisticsConfig()
     data: DataConfig
     train: TrainConfig
-    eval: EvalConfig
+    eval: Evaluation
     report: ReportConfig = ReportConfig()
     export_dtype: ExportType = "float32"
+    card: CardConfig = CardConfig()
+    push_to_hub: bool = False
+    """Upload the finished `model/` with its card. Nothing is sent anywhere otherwise."""
+    hub: HubConfig | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> "DistillRun":
+        check_push(self.push_to_hub, self.hub)
         if self.teachers and (self.teacher is not None or self.record is not None):
             raise UserError("teachers: beside teacher or record; keep one of them")
         if self.ternary is not None and self.train.mode != "full":

@@ -30,13 +30,13 @@ class ExportRun(Config):
     """A new folder; for `gguf` a new file that ends in .gguf."""
     model: ModelChoice
     format: Literal["huggingface", "ternary", "latent", "unpacked", "gguf"]
-    """huggingface: as it is. ternary: four trits a byte, for stock transformers. latent: the matrices of a ternary model
-    as they are trained, to go on with. unpacked: a packed folder as an ordinary one. gguf: for llama.cpp."""
+    """huggingface: as it is. ternary: four trits a byte, for stock transformers. latent: the matrices of a ternary
+    model as they are trained, to go on with. unpacked: a packed folder as an ordinary one. gguf: for llama.cpp."""
     dtype: ExportType | None = None
     """Number format of what is not ternary; by default bfloat16 for `ternary` and `unpacked`, else float32. Not for
     `gguf`."""
     linear_class: Literal["bitlinear", "autobitlinear"] = "bitlinear"
-    """`ternary`: which layer of transformers unpacks: at every call, or once when it is loaded, which saves no memory."""
+    """`ternary`: which layer of transformers unpacks: at every call, or once on loading, which saves no memory."""
     type: Literal["f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0"] | None = None
     """`gguf`: type of the matrices; by default tq2_0 for a ternary model, else f16."""
     embedding_type: Literal["f32", "f16", "bf16", "q8_0"] | None = None
@@ -52,7 +52,7 @@ class ExportRun(Config):
 
 def export(run: ExportRun) -> dict[str, Any]:
     """Writes and verifies; what was written, and the figures of the comparison."""
-    figures = {"output": str(run.output), "format": run.format}
+    figures: dict[str, Any] = {"output": str(run.output), "format": run.format}
     if run.format == "unpacked":
         dtype = DTYPES[run.dtype or "bfloat16"]
         source = Path(run.model.source)

@@ -19,16 +19,20 @@ from tokenkit.models.load import input_matrix
 from tokenkit.models.speller import Speller
 from tokenkit.models.view import ModelView
 from tokenkit.objective import LossesConfig, Objective
+from tokenkit.report.card_facts import CardConfig
 from tokenkit.tokenizers.autoencoder.learned import LearnedTokenizer
 from tokenkit.tokenizers.base import Tokenizer, require_lossless
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.tokenizers.spec import TokenizerSpec
 from tokenkit.tokenizers.train import train_tokenizer
+from tokenkit.train.counted import Counted
 from tokenkit.train.folder import RunFolder, write_json
 from tokenkit.train.loop import train
 from tokenkit.train.schema import TrainConfig
 from tokenkit.train.tasks.distill import TextTask
 from tokenkit.train.tasks.joint import JointBatches, JointTask
+from tokenkit.verbs.card import begin_card, finish_card
+from tokenkit.verbs.card_content import data_facts
 from tokenkit.verbs.device import pick_device
 
 
@@ -83,6 +87,7 @@ class PretrainRun(Config):
     data: DataConfig
     train: TrainConfig | None = None
     eval: EvalConfig
+    card: CardConfig = CardConfig()
 
     @model_validator(mode="after")
     def _whole(self) -> "PretrainRun":
@@ -99,6 +104,7 @@ def pretrain(run: PretrainRun, *, resume: bool = False, quiet: bool = False) -> 
     held_out = read_documents(run.eval.source)
     folder = RunFolder(run.output)
     folder.claim(resolved(run), resume=resume)
+    begin_card(run.output, "pretrain")
     tokenizer = _tokenizer(run, documents)
     if run.model is None or run.train is None:
         results = {"vocab_size": tokenizer.vocab_size, "bytes_per_token": _bytes_per_token(tokenizer, held_out)}
@@ -106,10 +112,12 @@ def pretrain(run: PretrainRun, *, resume: bool = False, quiet: bool = False) -> 
         return results
     model = _model(run.model, run.train, tokenizer)
     view = _embedded(run, model, tokenizer)
-    task, batches = _task(run, view, tokenizer, cut(documents, run.data.window_bytes, run.data.learn_after))
+    rows = cut(documents, run.data.window_bytes, run.data.learn_after)
+    task, batches = _task(run, view, tokenizer, rows)
+    counted = Counted(batches)
     spelled = task.speller.exact(input_matrix(model)) if isinstance(task, JointTask) else None
     measure = _measure(run, task.student, tokenizer, held_out)
-    progress = train(task, batches, run.train, folder, measure, label="pretrain", quiet=quiet)
+    progress = train(task, counted, run.train, folder, measure, label="pretrain", quiet=quiet)
     results = {
         **measure(),
         "steps": progress.step,
@@ -127,6 +135,7 @@ def pretrain(run: PretrainRun, *, resume: bool = False, quiet: bool = False) -> 
         task.speller.save(run.output / "speller.safetensors")
         results |= {"spelled_before": spelled, "spelled": task.speller.exact(input_matrix(model))}
     write_json(run.output / "results.json", results)
+    finish_card(run.output, run.card, lambda: {"data": data_facts(rows, held_out), "counts": counted.counts})
     return results
 
 

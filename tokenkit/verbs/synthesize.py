@@ -76,6 +76,8 @@ def synthesize(run: SynthesizeRun, *, resume: bool = False, quiet: bool = False)
     """Writes the output folder; what the command prints."""
     texts = read_documents(run.prompts) if run.prompts else []
     engine, tokenizer = _engine(run)
+    given = [tokenizer.encode(text).ids.tolist()[: run.prompt_tokens] for text in texts]
+    engine.check(1 + max(map(len, given), default=0))
     folder = RunFolder(run.output)
     folder.claim(resolved(run), resume=resume, may_change=MAY_CHANGE)
     writer = SyntheticWriter(run.output, run.samples, run.shard_rows, run.dedupe)
@@ -83,7 +85,7 @@ def synthesize(run: SynthesizeRun, *, resume: bool = False, quiet: bool = False)
         advance(writer.count)
         while numbers := writer.wanted():
             before = writer.count
-            writer.add(_rows(run, engine, tokenizer, texts, numbers))
+            writer.add(_rows(run, engine, tokenizer, given, numbers))
             advance(writer.count - before)
     found = finish_set(run.output, _about(run, engine, tokenizer), tokenizer)
     if found["rows"] != run.samples or read_metadata(run.output) != found:
@@ -109,21 +111,16 @@ def _engine(run: SynthesizeRun) -> tuple[Engine, Tokenizer]:
 
 
 def _rows(
-    run: SynthesizeRun, engine: Engine, tokenizer: Tokenizer, texts: list[str], numbers: range
+    run: SynthesizeRun, engine: Engine, tokenizer: Tokenizer, given: list[list[int]], numbers: range
 ) -> list[Row | None]:
     """What the sequences of these numbers gave; None where nothing was written."""
-    mine = [texts[number % len(texts)] for number in numbers] if texts else [""] * len(numbers)
-    cut = [_cut(tokenizer, text, run.prompt_tokens) for text in mine]
+    mine = [given[number % len(given)] if given else [] for number in numbers]
     if run.mode in ("instruct", "qa"):
         writer = PairWriter(engine, tokenizer, completed(run.pairs, run.mode))
-        return writer.rows([text_of(tokenizer, ids) for ids in cut], numbers)
-    prompts = [[tokenizer.start_id(), *ids] for ids in cut]
+        return writer.rows([text_of(tokenizer, ids) for ids in mine], numbers)
+    prompts = [[tokenizer.start_id(), *ids] for ids in mine]
     found = engine.draw(prompts, numbers)
     return [_text_row(tokenizer, prompt, one) for prompt, one in zip(prompts, found, strict=True)]
-
-
-def _cut(tokenizer: Tokenizer, text: str, tokens: int | None) -> list[int]:
-    return tokenizer.encode(text).ids.tolist()[:tokens] if text else []
 
 
 def _text_row(tokenizer: Tokenizer, prompt: list[int], found: Sampled) -> Row:

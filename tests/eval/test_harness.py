@@ -1,0 +1,419 @@
+"""Benchmarks: laws of the built-in tasks, what is handed to other packages, and results that are measured once."""
+
+import importlib
+import json
+import logging
+import math
+import sys
+from dataclasses import replace
+from types import ModuleType
+
+import pytest
+import torch
+
+from tokenkit.config import UserError, build
+from tokenkit.data.source import read_documents
+from tokenkit.eval.bits_per_byte import bits_per_byte
+from tokenkit.eval.builtin_tasks import BuiltinBackend, HeldOut, cloze_scores, read_questions
+from tokenkit.eval.harness import EvalRow, Evaluation, HarnessConfig, Subject, benchmark, over_tasks
+from tokenkit.eval.metrics import OwnMetric, load_metrics
+from tokenkit.models.load import load_model
+from tokenkit.models.view import ModelView
+from tokenkit.tokenizers.load import load_tokenizer
+from tokenkit.verbs.benchmarks import benchmarks, subject_of
+from tokenkit.verbs.distill import distill
+from tokenkit.verbs.distill_run import DistillRun
+from tokenkit.verbs.model import ModelChoice
+
+
+@pytest.fixture
+def evaluation(corpus):
+    def make(**more):
+        source = {"path": str(corpus), "separator": "\n\n", "max_bytes": 900}
+        return build(Evaluation, {"source": source, "context_tokens": 64, **more})
+
+    return make
+
+
+@pytest.fixture
+def loaded(model_folder):
+    return ModelView(load_model(str(model_folder)).eval()), load_tokenizer(str(model_folder))
+
+
+def rows_of(found):
+    return {(row.task, row.metric): row for row in found}
+
+
+def test_perplexities_are_one_number_in_three_units(evaluation, loaded, model_folder):
+    view, tokenizer = loaded
+    asked = evaluation()
+    documents = read_documents(asked.source)
+    backend = BuiltinBackend(lambda subject: loaded, HeldOut(documents, asked))
+    found = rows_of(benchmark(backend, Subject(str(model_folder)), ["perplexity"], limit=2, num_fewshot=None))
+    read = documents[:2]
+    nats = bits_per_byte(view, tokenizer, read, context_tokens=64).nats
+    counts = {
+        "token": sum(len(encoding) for encoding in tokenizer.encode_batch(read)),
+        "byte": sum(len(text.encode()) for text in read),
+        "word": sum(len(text.split()) for text in read),
+    }
+    for unit, count in counts.items():
+        row = found["perplexity", f"{unit}_perplexity"]
+        assert row.value == pytest.approx(math.exp(nats / count))
+        assert (row.backend, row.task_version, row.num_fewshot, row.limit) == ("builtin", "1", 0, 2)
+    assert found["perplexity", "bits_per_byte"].value == pytest.approx(nats / math.log(2) / counts["byte"])
+    assert found["perplexity", "token_perplexity"].direction is None  # tokens are not one unit for all tokenizers
+    assert found["perplexity", "byte_perplexity"].dataset == "text.txt"
+
+
+@torch.no_grad()
+def test_cloze_scores_are_those_of_the_whole_text_from_the_border_on(loaded):
+    view, tokenizer = loaded
+    context, choices = "the cat sat on", [" a mat and", " fish", "zzz"]
+    for choice, score in zip(choices, cloze_scores(view, tokenizer, context, choices, 64)):
+        encoding = tokenizer.encode(context + choice)
+        ids = [tokenizer.start_id(), *encoding.ids.tolist()]
+        logp = view.model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        expected = sum(
+            logp[place, ids[place + 1]].item()
+            for place, end in enumerate(encoding.ends.tolist())
+            if end > len(context.encode())
+        )
+        assert score == pytest.approx(expected, abs=1e-4)
+    kept = cloze_scores(view, tokenizer, "so much " * 50 + context, choices, 40)
+    assert all(math.isfinite(score) and score < 0 for score in kept)
+
+
+def write_questions(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    return path
+
+
+def test_cloze_counts_what_is_right(tmp_path, evaluation, loaded, model_folder):
+    view, tokenizer = loaded
+    contexts, choices = ["the cat", "a mat and", "home to", "small"], [" sat on a mat", " qz", " fish"]
+    likeliest = []
+    for context in contexts:
+        scores = cloze_scores(view, tokenizer, context, choices, 64)
+        likeliest.append(scores.index(max(scores)))
+    right = [{"context": c, "choices": choices, "answer": best} for c, best in zip(contexts, likeliest)]
+    wrong = [{**line, "answer": (line["answer"] + 1) % 3} for line in right]
+
+    def accuracy(lines, **options):
+        path = write_questions(tmp_path / "q.jsonl", lines)
+        backend = BuiltinBackend(lambda subject: loaded, HeldOut([], evaluation()), cloze=path)
+        asked = {"limit": None, "num_fewshot": None} | options
+        return rows_of(benchmark(backend, Subject(str(model_folder)), ["cloze"], **asked))["cloze", "accuracy"]
+
+    assert accuracy(right).value == 1
+    assert accuracy(wrong).value == 0
+    assert accuracy([*right[:3], wrong[3]]).value == 0.75
+    assert accuracy([*right[:1], *wrong[1:]], limit=1).value == 1
+    shot = accuracy(right, num_fewshot=2)
+    assert (shot.num_fewshot, shot.value in (0, 0.5, 1)) == (2, True)
+    assert "4 questions" in accuracy(right, num_fewshot=4).note
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 1"),
+        ('{"context": "a", "choices": ["b"], "answer": 1}', "answer: 1, of 1 choices"),
+        ('{"context": "a", "choices": "b", "answer": 0}', "choices"),
+        ('{"context": "a", "answer": 0}', "choices: missing"),
+        ("7", "line 1"),
+        ("", "no question"),
+    ],
+)
+def test_bad_questions_are_one_line(tmp_path, line, message):
+    path = tmp_path / "q.jsonl"
+    path.write_text(line, "utf-8")
+    with pytest.raises(UserError, match=message) as told:
+        read_questions(path)
+    assert "\n" not in str(told.value)
+
+
+def test_a_model_agrees_with_itself_and_its_export(tmp_path, evaluation, model_folder):
+    asked = evaluation(harness={"tasks": ["agreement"]})
+    documents = read_documents(asked.source)
+    copy = tmp_path / "copy"
+    load_model(str(model_folder)).save_pretrained(copy)
+    load_tokenizer(str(model_folder)).save(copy)
+    student, teacher = ModelChoice(source=str(copy)), ModelChoice(source=str(model_folder))
+    found = benchmarks(asked, student, teacher, documents, device="cpu")
+    values = {row["metric"]: row["value"] for row in found["trained"]}
+    assert values["kl_to_teacher"] == pytest.approx(0, abs=1e-6)
+    assert values["top1_agreement"] == 1
+    assert found["teacher"] == []
+    alone = benchmarks(asked, student, None, documents, device="cpu")
+    assert {row["note"] for row in alone["trained"]} == {"not run: no teacher that can be loaded"}
+
+
+class Counting:
+    """A backend that counts how often it measures what."""
+
+    name = "counting"
+
+    def __init__(self, inside="a"):
+        self.inside, self.asked, self.fail = inside, [], False
+
+    def version(self):
+        return "1"
+
+    def depends_on(self, task):
+        return {"inside": self.inside}
+
+    def evaluate(self, subject, tasks, *, limit, num_fewshot):
+        self.asked += [(subject.source, task, limit) for task in tasks]
+        if self.fail:
+            raise RuntimeError("no luck\nat all")
+        return [EvalRow(task, "acc", 0.5, "max", self.name, "1", "1", num_fewshot, limit, "d") for task in tasks]
+
+
+def test_what_was_measured_once_is_not_measured_again(tmp_path):
+    backend, cache = Counting(), tmp_path / "kept"
+    teacher = Subject("teacher", None, "weights-1")
+
+    def ask(subject=teacher, tasks=("a", "b"), limit=10, num_fewshot=0, using=backend):
+        return benchmark(using, subject, tasks, limit=limit, num_fewshot=num_fewshot, cache=cache)
+
+    first = ask()
+    assert ask() == first
+    assert ask(Subject("the same in another folder", None, "weights-1")) == first
+    assert len(backend.asked) == 2
+    ask(tasks=("b", "c"))
+    assert [task for _, task, _ in backend.asked] == ["a", "b", "c"]
+    for changed in ({"limit": 11}, {"num_fewshot": 1}, {"subject": replace(teacher, identity="weights-2")}):
+        before = len(backend.asked)
+        ask(**changed)
+        assert len(backend.asked) == before + 2
+    other = Counting("b")
+    ask(using=other)
+    assert len(other.asked) == 2
+    ask(Subject("unknown"), using=other)
+    ask(Subject("unknown"), using=other)
+    assert len(other.asked) == 6  # without a fingerprint nothing is kept
+
+
+def test_a_benchmark_that_fails_is_a_row(tmp_path, caplog):
+    backend = Counting()
+    backend.fail = True
+    with caplog.at_level(logging.WARNING):
+        (found,) = benchmark(backend, Subject("x", None, "w"), ["a"], limit=None, num_fewshot=None, cache=tmp_path)
+    assert (found.value, found.note) == (None, "not run: failed: RuntimeError: no luck at all")
+    backend.fail = False
+    (found,) = benchmark(backend, Subject("x", None, "w"), ["a"], limit=None, num_fewshot=None, cache=tmp_path)
+    assert found.value == 0.5  # a failure is not kept
+
+
+def test_a_subject_is_its_weights_and_its_tokenizer(tmp_path, model_folder):
+    one = subject_of(ModelChoice(source=str(model_folder)))
+    model = load_model(str(model_folder))
+    model.save_pretrained(tmp_path / "b")
+    load_tokenizer(str(model_folder)).save(tmp_path / "b")
+    moved = subject_of(ModelChoice(source=str(tmp_path / "b")))
+    model.get_input_embeddings().weight.data[0, 0] += 1
+    model.save_pretrained(tmp_path / "c")
+    load_tokenizer(str(model_folder)).save(tmp_path / "c")
+    assert subject_of(ModelChoice(source=str(tmp_path / "c"))).identity != moved.identity
+    load_tokenizer("byte").save(tmp_path / "b")
+    assert subject_of(ModelChoice(source=str(tmp_path / "b"))).identity != moved.identity
+    assert one.identity is not None
+
+
+def test_the_mean_over_tasks_turns_ratios_and_bears_zero():
+    def row(task, metric, value, direction):
+        return EvalRow(task, metric, value, direction, "b", "", "", None, None, "d")
+
+    own = [row("a", "acc", 0.25, "max"), row("p", "ppl", 20.0, "min"), row("p", "more", 1.0, "max")]
+    teacher = [row("a", "acc", 0.5, "max"), row("p", "ppl", 40.0, "min"), row("p", "more", 9.0, "max")]
+    assert over_tasks(own, teacher) == {"tasks": 2, "mean": 1.25, "geometric_mean": 1.0}
+    zero = over_tasks([row("a", "acc", 0.0, "max"), own[1]], teacher)
+    assert 0 < zero["geometric_mean"] < 0.01
+    assert over_tasks(own, []) == {}
+    assert over_tasks([row("m", "x", 1.0, None)], [row("m", "x", 2.0, None)]) == {}
+
+
+@pytest.fixture
+def run(tmp_path, model_folder, corpus):
+    def make(**changes):
+        source = {"path": str(corpus), "separator": "\n\n"}
+        asked = {"source": {**source, "max_bytes": 200}, "context_tokens": 64} | changes.pop("eval", {})
+        values = {
+            "output": tmp_path / "out",
+            "model": {"source": str(model_folder)},
+            "losses": {"clm": {}},
+            "data": {"source": source, "window_bytes": 80},
+            "train": {"steps": 2, "batch_size": 2, "optimizer": {"learning_rate": 1e-2}},
+            "eval": asked,
+        }
+        return build(DistillRun, values | changes)
+
+    return make
+
+
+@pytest.fixture
+def lm_eval(monkeypatch):
+    """A stand-in for lm-evaluation-harness that looks at what it is handed."""
+    module = ModuleType("lm_eval")
+    module.__version__ = "0.4.99"
+    module.calls = []
+
+    def simple_evaluate(**options):
+        folder = options["model_args"]["pretrained"]
+        model = load_model(folder)  # refuses incomplete weights
+        tokenizer = load_tokenizer(folder)
+        module.calls.append({**options, "parameters": model.num_parameters(), "ids": tokenizer.vocab_size})
+        return {
+            "results": {
+                name: {"alias": name, "acc,none": 0.4, "acc_stderr,none": "N/A", "acc_norm,none": 0.5, "f1,flex": 0.1}
+                for name in options["tasks"]
+            },
+            "versions": dict.fromkeys(options["tasks"], 3.0),
+            "n-shot": dict.fromkeys(options["tasks"], 7),
+            "higher_is_better": dict.fromkeys(options["tasks"], {"acc": True, "acc_norm": True}),
+            "configs": dict.fromkeys(
+                options["tasks"], {"dataset_path": "d/arc", "dataset_name": "easy", "test_split": "t"}
+            ),
+        }
+
+    module.simple_evaluate = simple_evaluate
+    monkeypatch.setitem(sys.modules, "lm_eval", module)
+    return module
+
+
+@pytest.mark.parametrize("backend", ["hf", "vllm"])
+def test_other_packages_get_a_whole_folder_after_the_memory_is_free(run, monkeypatch, lm_eval, backend):
+    freed = []
+    events = lm_eval.calls
+    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
+    from tokenkit.verbs import benchmarks as module
+
+    real = module._free
+    monkeypatch.setattr(module, "_free", lambda sides: (freed.append((len(events), sides)), real(sides)))
+    results = distill(
+        run(eval={"harness": {"tasks": ["arc"], "backend": backend, "limit": 5, "num_fewshot": 7}}), quiet=True
+    )
+    ((before, sides),) = freed
+    assert before == 0  # saved, freed, and only then measured
+    assert sides.student.model.device.type == "meta"
+    assert [call["model"] for call in events] == [backend, backend]
+    student, teacher = events
+    assert student["model_args"]["pretrained"] == str(run().output / "model")
+    assert teacher["model_args"]["pretrained"] == run().model.source
+    assert student["parameters"] == teacher["parameters"] > 0
+    assert student["model_args"]["dtype"] == "float32"
+    assert (student["tasks"], student["limit"], student["num_fewshot"]) == (["arc"], 5, 7)
+    first, second, third = results["benchmarks"]["trained"]
+    assert (first["metric"], second["metric"], third["metric"]) == ("acc_norm", "acc", "f1 (flex)")
+    assert (first["value"], first["direction"], first["task_version"], first["num_fewshot"]) == (0.5, "max", "3.0", 7)
+    assert "lm_eval 0.4.99" in first["version"]
+    assert ("vllm" in first["version"]) == (backend == "vllm")
+    assert (first["dataset"], first["config"], first["split"], first["limit"]) == ("d/arc", "easy", "t", 5)
+    assert results["benchmarks"]["beside_teacher"] == {"tasks": 1, "mean": 1.0, "geometric_mean": 1.0}
+    assert "| arc | acc norm ↑ | 7 | 5 |" in (run().output / "model/README.md").read_text("utf-8")
+
+
+def test_a_teacher_is_measured_once_for_several_students(run, tmp_path, lm_eval):
+    asked = {"harness": {"tasks": ["arc"], "backend": "hf", "cache": str(tmp_path / "kept")}}
+    for number in range(3):
+        losses = {"clm": {"weight": 1.0 + number}}
+        distill(
+            run(eval=asked, output=tmp_path / str(number), losses=losses, train={"steps": 1 + number, "batch_size": 2}),
+            quiet=True,
+        )
+    sources = [call["model_args"]["pretrained"] for call in lm_eval.calls]
+    assert sources.count(run().model.source) == 1
+    assert len(sources) == 4
+
+
+@pytest.mark.parametrize(("backend", "missing"), [("hf", "lm-eval"), ("vllm", "vllm")])
+def test_without_the_package_a_run_warns_once_and_ends_well(run, monkeypatch, caplog, backend, missing):
+    absent = {"hf": "lm_eval", "vllm": "vllm"}[backend]
+    monkeypatch.setitem(sys.modules, absent, None)  # an import of it fails
+    if backend == "vllm":
+        monkeypatch.setitem(sys.modules, "lm_eval", ModuleType("lm_eval"))
+    with caplog.at_level(logging.WARNING):
+        results = distill(run(eval={"harness": {"tasks": ["arc", "boolq"], "backend": backend}}), quiet=True)
+    found = results["benchmarks"]["trained"]
+    assert [(row["task"], row["value"]) for row in found] == [("arc", None), ("boolq", None)]
+    assert all(f"not run: the package {missing} is not installed" in row["note"] for row in found)
+    warned = [record for record in caplog.records if "not installed" in record.getMessage()]
+    assert len(warned) == 1
+    assert (run().output / "results.json").is_file()
+    assert "not run: the package" in (run().output / "model/README.md").read_text("utf-8")
+
+
+METRICS = """
+def longest(model, tokenizer, documents):
+    return max(len(tokenizer.encode(text)) for text in documents)
+
+def heads(model, tokenizer, documents):
+    return model.config.num_attention_heads
+
+def text(model, tokenizer, documents):
+    return "much"
+
+def narrow(model):
+    return 1.0
+"""
+
+
+def test_functions_of_the_user_are_figures(run, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(METRICS, "utf-8")
+    asked = {"metrics": [f"{file}:longest", {"function": f"{file}:heads", "direction": "max"}, f"{file}:text"]}
+    results = distill(run(eval=asked), quiet=True)
+    found = {row["task"]: row for row in results["benchmarks"]["trained"]}
+    documents = read_documents(run().eval.source)
+    tokenizer = load_tokenizer(run().model.source)
+    assert found["longest"]["value"] == max(len(tokenizer.encode(text)) for text in documents)
+    assert (found["heads"]["value"], found["heads"]["direction"]) == (2, "max")
+    assert "return one number" in found["text"]["note"]
+    assert found["longest"]["backend"] == "own"
+    assert results["benchmarks"]["beside_teacher"]["tasks"] == 1
+
+
+def test_functions_of_an_installed_module(tmp_path, monkeypatch):
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "figures.py").write_text(METRICS, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    (metric,) = load_metrics([OwnMetric(function="my_package.figures:heads")])
+    assert metric.name == "heads"
+    assert len(metric.sha256) == 64
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("mine.py", "write FILE.py:FUNCTION"),
+        ("gone.py:x", "cannot be read"),
+        ("mine.py:gone", "holds no function 'gone'"),
+        ("mine.py:narrow", "it is called as narrow"),
+        ("broken.py:x", "SyntaxError"),
+        ("no.such.module:x", "ModuleNotFoundError"),
+    ],
+)
+def test_a_function_that_is_not_there_is_told_before_training(run, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(METRICS, "utf-8")
+    (tmp_path / "broken.py").write_text("def x(:\n", "utf-8")
+    with pytest.raises(UserError, match=message) as told:
+        distill(run(eval={"metrics": [words]}), quiet=True)
+    assert "\n" not in str(told.value)
+    assert not run().output.exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"tasks": ["perplexty"]}, "did you mean 'perplexity'"),
+        ({"tasks": ["hellaswag"]}, "need backend=hf or vllm"),
+        ({"tasks": ["cloze"]}, "cloze: missing"),
+        ({"tasks": []}, "tasks"),
+    ],
+)
+def test_tasks_that_are_not_there(keys, message):
+    with pytest.raises(UserError, match=message):
+        build(HarnessConfig, keys)
