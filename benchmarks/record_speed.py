@@ -23,7 +23,7 @@ from tokenkit.data.batch import read_training_rows
 from tokenkit.losses import LOSSES
 from tokenkit.train.optimizer import build_optimizer
 from tokenkit.train.step import accumulate_gradients
-from tokenkit.verbs.distill import _batches, _task
+from tokenkit.verbs.distill import batches_of, task_of
 from tokenkit.verbs.distill_run import DistillRun
 from tokenkit.verbs.prepare import prepare
 from tokenkit.verbs.record import RecordRun, record
@@ -53,8 +53,8 @@ class Side:
         rows = read_training_rows(run.data)
         self.sides = prepare(run, rows)
         objective = objective_of(run.losses, self.sides)
-        self.batches = _batches(run, self.sides, objective, rows)
-        self.task = _task(run, self.sides, objective)
+        self.batches = batches_of(run, self.sides, objective, rows)
+        self.task = task_of(run, self.sides, objective)
         self.optimizer = build_optimizer(self.task.trainable(), run.train.optimizer)
         self.seconds: list[float] = []
         self.number = 0
@@ -79,9 +79,7 @@ def main() -> None:
         kept = {"output": folder / "record", "teacher": {"source": TEACHER}, "data": DATA, "top_k": arguments.top_k}
         done = record(build(RecordRun, kept | {"store": "float16"}), quiet=True)
         live = Side(run_of(folder, losses={"forward_kl": {}}))
-        recorded = Side(
-            run_of(folder, losses={"top_k_kl": {"top_k": arguments.top_k}}, record=folder / "record")
-        )
+        recorded = Side(run_of(folder, losses={"top_k_kl": {"top_k": arguments.top_k}}, record=folder / "record"))
         sizes = [sum(p.numel() for p in live.sides.student.model.parameters())]
         sizes.append(sum(p.numel() for p in live.sides.teacher.model.parameters()))
         for _ in range(arguments.steps):

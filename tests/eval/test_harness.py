@@ -103,13 +103,14 @@ def test_cloze_counts_what_is_right(tmp_path, evaluation, loaded, model_folder):
         path = write_questions(tmp_path / "q.jsonl", lines)
         backend = BuiltinBackend(lambda subject: loaded, HeldOut([], evaluation()), cloze=path)
         asked = {"limit": None, "num_fewshot": None} | options
-        return rows_of(benchmark(backend, Subject(str(model_folder)), ["cloze"], **asked))["cloze", "accuracy"]
+        return benchmark(backend, Subject(str(model_folder)), ["cloze"], **asked)[0]
 
     assert accuracy(right).value == 1
     assert accuracy(wrong).value == 0
     assert accuracy([*right[:3], wrong[3]]).value == 0.75
     assert accuracy([*right[:1], *wrong[1:]], limit=1).value == 1
     shot = accuracy(right, num_fewshot=2)
+    assert shot.metric == "accuracy"
     assert (shot.num_fewshot, shot.value in (0, 0.5, 1)) == (2, True)
     assert "4 questions" in accuracy(right, num_fewshot=4).note
 
@@ -264,17 +265,15 @@ def lm_eval(monkeypatch):
         model = load_model(folder)  # refuses incomplete weights
         tokenizer = load_tokenizer(folder)
         module.calls.append({**options, "parameters": model.num_parameters(), "ids": tokenizer.vocab_size})
+        tasks = options["tasks"]
+        figures = {"alias": "x", "acc,none": 0.4, "acc_stderr,none": "N/A", "acc_norm,none": 0.5, "f1,flex": 0.1}
+        config = {"dataset_path": "d/arc", "dataset_name": "easy", "test_split": "t"}
         return {
-            "results": {
-                name: {"alias": name, "acc,none": 0.4, "acc_stderr,none": "N/A", "acc_norm,none": 0.5, "f1,flex": 0.1}
-                for name in options["tasks"]
-            },
-            "versions": dict.fromkeys(options["tasks"], 3.0),
-            "n-shot": dict.fromkeys(options["tasks"], 7),
-            "higher_is_better": dict.fromkeys(options["tasks"], {"acc": True, "acc_norm": True}),
-            "configs": dict.fromkeys(
-                options["tasks"], {"dataset_path": "d/arc", "dataset_name": "easy", "test_split": "t"}
-            ),
+            "results": {name: dict(figures) for name in tasks},
+            "versions": dict.fromkeys(tasks, 3.0),
+            "n-shot": dict.fromkeys(tasks, 7),
+            "higher_is_better": {name: {"acc": True, "acc_norm": True} for name in tasks},
+            "configs": {name: dict(config) for name in tasks},
         }
 
     module.simple_evaluate = simple_evaluate
@@ -291,9 +290,8 @@ def test_other_packages_get_a_whole_folder_after_the_memory_is_free(run, monkeyp
 
     real = module._free
     monkeypatch.setattr(module, "_free", lambda sides: (freed.append((len(events), sides)), real(sides)))
-    results = distill(
-        run(eval={"harness": {"tasks": ["arc"], "backend": backend, "limit": 5, "num_fewshot": 7}}), quiet=True
-    )
+    harness = {"tasks": ["arc"], "backend": backend, "limit": 5, "num_fewshot": 7}
+    results = distill(run(eval={"harness": harness}), quiet=True)
     ((before, sides),) = freed
     assert before == 0  # saved, freed, and only then measured
     assert sides.student.model.device.type == "meta"
@@ -317,11 +315,8 @@ def test_other_packages_get_a_whole_folder_after_the_memory_is_free(run, monkeyp
 def test_a_teacher_is_measured_once_for_several_students(run, tmp_path, lm_eval):
     asked = {"harness": {"tasks": ["arc"], "backend": "hf", "cache": str(tmp_path / "kept")}}
     for number in range(3):
-        losses = {"clm": {"weight": 1.0 + number}}
-        distill(
-            run(eval=asked, output=tmp_path / str(number), losses=losses, train={"steps": 1 + number, "batch_size": 2}),
-            quiet=True,
-        )
+        train = {"steps": 1 + number, "batch_size": 2, "optimizer": {"learning_rate": 1e-2}}
+        distill(run(eval=asked, output=tmp_path / str(number), train=train), quiet=True)
     sources = [call["model_args"]["pretrained"] for call in lm_eval.calls]
     assert sources.count(run().model.source) == 1
     assert len(sources) == 4

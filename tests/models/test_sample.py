@@ -211,5 +211,5 @@ def test_what_is_refused():
     )
     broken = made("llama")
     broken.lm_head.weight.data.fill_(torch.nan)
-    with pytest.raises(UserError, match="at new token 0 are no numbers"):
+    with pytest.raises(UserError, match="not numbers at new token 0"):
         sample(broken, [PROMPTS[0]], drawing(), KEYS[:1])

@@ -119,6 +119,16 @@ def test_labels_alone_are_plain_training(run, tmp_path):
     assert all(torch.equal(plain[name], mixed[name]) for name in plain)
 
 
+def test_text_of_its_own_is_learnt_from_and_none_of_it_changes_nothing(run, tmp_path):
+    small = {"student": {"layers": 1}}
+    plain = distill(run(**small), quiet=True)
+    none = distill(run(output=tmp_path / "none", on_policy={"share": 0}, **small), quiet=True)
+    assert plain["trained_bits_per_byte"] == none["trained_bits_per_byte"]
+    own = {"on_policy": {"share": 1.0, "prompt_tokens": 2, "max_new_tokens": 8}, **small}
+    found = distill(run(output=tmp_path / "own", **own), quiet=True)
+    assert found["trained_bits_per_byte"] != plain["trained_bits_per_byte"]
+
+
 def test_what_is_frozen_stays(run, tmp_path):
     sides = prepare(run(student={"freeze": ["embed_tokens"]}))
     before = {name: p.detach().clone() for name, p in sides.student.model.named_parameters()}

@@ -1,6 +1,7 @@
 """Presets resolve without a network, have the weights that formulas say, and work when they are made small."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -71,6 +72,13 @@ def test_a_preset_resolves_and_has_the_weights(name):
     assert unique_parameters(teacher) == PUBLISHED.get(name, phi3(32))
     assert {p.device.type for p in student.parameters()} == {"meta"}
     assert bool(ternary_layers(student)) == (run.ternary is not None)
+
+
+def test_the_documented_weights_are_these():
+    page = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text("utf-8")
+    for name, count in COUNTS.items():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` ")]
+        assert f" {count:,}" in row
 
 
 def test_mistakes():

@@ -150,7 +150,7 @@ def test_a_damaged_shard_is_drawn_again(run, tmp_path, caplog):
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_without_duplicates(run, tmp_path):
-    made = run("killed", samples=60, shard_rows=2, dedupe=True, batch_size=1)
+    made = run("killed", samples=24, shard_rows=2, dedupe=True, batch_size=1)
     file = tmp_path / "run.yaml"
     file.write_text(dump_yaml(resolved(made)), "utf-8")
     command = [sys.executable, "-m", "tokenkit.cli", "synthesize", str(file), "-q"]
@@ -163,8 +163,8 @@ def test_a_killed_run_goes_on_without_duplicates(run, tmp_path):
     assert not (tmp_path / "killed" / "metadata.json").exists()
     assert subprocess.run([*command, "--resume"], check=True, capture_output=True).returncode == 0
     found = rows(tmp_path / "killed")
-    assert len({row["text"] for row in found}) == len(found) == 60
-    synthesize(run("whole", samples=60, shard_rows=2, dedupe=True, batch_size=1), quiet=True)
+    assert len({row["text"] for row in found}) == len(found) == 24
+    synthesize(run("whole", samples=24, shard_rows=2, dedupe=True, batch_size=1), quiet=True)
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 

@@ -13,7 +13,7 @@ from tokenkit.config import Config, UserError, build, digest
 from tokenkit.data.source import describe
 from tokenkit.eval.agreement import agreement
 from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
-from tokenkit.eval.harness import TASK_VERSION, EvalRow, Subject
+from tokenkit.eval.harness import TASK_VERSION, EvalRow, Subject, failure
 from tokenkit.eval.metrics import LoadedMetric
 from tokenkit.eval.summary import Direction
 from tokenkit.models.view import ModelView
@@ -177,10 +177,13 @@ class OwnBackend:
         view, tokenizer = self.load(subject)
         rows = []
         for task in tasks:
-            metric = self.metrics[task]
-            value = metric(view.model, tokenizer, self.held_out.documents[:limit])
+            metric, value, note = self.metrics[task], None, ""
+            try:
+                value = metric(view.model, tokenizer, self.held_out.documents[:limit])
+            except Exception as error:  # whatever the user's function raises, the other figures are good
+                note = f"not run: {failure(error, f'eval.metrics: {task}')}"
             how = (self.name, __version__, metric.sha256[:12], None, limit)
-            rows.append(EvalRow(task, task, value, metric.direction, *how, **self.held_out.place()))
+            rows.append(EvalRow(task, task, value, metric.direction, *how, **self.held_out.place(), note=note))
         return rows
 
 

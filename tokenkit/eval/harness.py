@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import Field, model_validator
 
@@ -103,6 +103,7 @@ class NotRun(Exception):
     """A backend that cannot work here; the message says why and what to do."""
 
 
+@runtime_checkable
 class Backend(Protocol):
     """Something that measures a folder."""
 
@@ -143,15 +144,20 @@ def benchmark(
     except NotRun as error:
         return not_run(backend.name, tasks, limit, num_fewshot, str(error))
     except Exception as error:  # a benchmark that fails must not take a trained model with it
-        logger.warning("%s benchmarks of %s failed: %s", backend.name, subject.source, error, exc_info=True)
-        why = f"failed: {type(error).__name__}: {' '.join(str(error).split())}"
-        return not_run(backend.name, tasks, limit, num_fewshot, why)
+        return not_run(backend.name, tasks, limit, num_fewshot, failure(error, f"{backend.name} benchmarks"))
     for task in missing:
         known[task] = [row for row in measured if row.task == task]
         if task in files and known[task] and all(row.value is not None for row in known[task]):
             _write(files[task], known[task])
     beside = [row for row in measured if row.task not in tasks]  # what a group of tasks consists of
     return [row for task in tasks for row in known[task]] + beside
+
+
+def failure(error: Exception, what: str) -> str:
+    """What is said in the place of a figure; the traceback of what is no mistake of the user's is logged."""
+    if not isinstance(error, UserError):
+        logger.warning("%s failed: %s", what, error, exc_info=error)
+    return f"failed: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def not_run(backend: str, tasks: Sequence[str], limit: int | None, num_fewshot: int | None, why: str) -> list[EvalRow]:

@@ -36,7 +36,6 @@ class LmEvalBackend:
         arguments: dict[str, Any] = {"pretrained": subject.source, "dtype": self.dtype}
         if subject.revision is not None:
             arguments["revision"] = subject.revision
-        release()
         try:
             found = harness.simple_evaluate(
                 model=self.name,

@@ -48,8 +48,8 @@ def attention_maps(
     """
     if heads == "match" and student_maps.shape[2] != teacher_maps.shape[2]:
         raise UserError(
-            f"losses.attention_maps.heads=match: the student's layers have {student_maps.shape[2]} heads, the teacher's "
-            f"{teacher_maps.shape[2]}; write heads=mean"
+            f"losses.attention_maps.heads=match: the student's layers have {student_maps.shape[2]} heads, "
+            f"the teacher's {teacher_maps.shape[2]}; write heads=mean"
         )
     keys = student_token_mask.view(len(student_token_mask), 1, 1, 1, -1)
     q, p = (torch.where(keys, at_least_float32(x), 0) for x in (student_maps, teacher_maps))

@@ -91,7 +91,8 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx, *grad_outputs):  # pyrefly: ignore [bad-override] (a decorator hides the signature)
+        (gradient,) = grad_outputs
         hidden, head, bias = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         hidden_grad = torch.empty_like(hidden) if wanted[0] else None

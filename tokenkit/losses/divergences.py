@@ -87,7 +87,8 @@ def log_mixture(logits: Sequence[Logits], weights: Sequence[float]) -> Logits:
     """
     if len(logits) != len(weights) or not weights or min(weights) < 0 or not 0 < sum(weights) < math.inf:
         raise UserError(
-            f"weights of a mixture: {list(weights)} for {len(logits)} teachers; write one number from 0 up for each, not all 0"
+            f"weights of a mixture: {list(weights)} for {len(logits)} teachers; write one number from 0 up for each, "
+            "and not all 0"
         )
     total: Tensor | None = None
     for one, weight in zip(logits, weights):

@@ -1,4 +1,4 @@
-"""Generalised Jensen-Shannon divergence: between forward and reverse KL, and bounded. Agarwal+ 2024, 2306.13649 (GKD)."""
+"""Generalised Jensen-Shannon divergence: between forward and reverse KL, bounded. Agarwal+ 2024, 2306.13649 (GKD)."""
 
 from jaxtyping import Float
 from torch import Tensor

@@ -30,7 +30,7 @@ def reverse_kl(
     temperature: Temperature = 1.0,
     temperature_squared: bool = True,
 ) -> Float[Tensor, "B T"]:
-    """KL(student || teacher) in nats, which the student lowers by leaving out what it cannot do. Gu+ 2024, 2306.08543."""
+    """KL(student || teacher) in nats, lowered by leaving out what the student cannot do. Gu+ 2024, 2306.08543."""
     p, q = log_probabilities(teacher_logits, student_logits, temperature)
     return kl_of_logs(q, p) * (temperature**2 if temperature_squared else 1)
 

@@ -31,7 +31,7 @@ def probability_mse(
     sum_over_vocabulary: bool = False,
     temperature: Temperature = 1.0,
 ) -> Float[Tensor, "B T"]:
-    """Squared difference of the probabilities, averaged over the vocabulary, and so tiny where that is large; or summed."""
+    """Squared difference of the probabilities, averaged over the vocabulary (tiny where that is large) or summed."""
     p, q = ((at_least_float32(x) / temperature).softmax(-1) for x in (teacher_logits, student_logits))
     squares = (p - q).square()
     return squares.sum(-1) if sum_over_vocabulary else squares.mean(-1)

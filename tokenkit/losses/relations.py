@@ -91,8 +91,8 @@ def _relations(
     """Log-probabilities of each position's relations; of what a row does not have, -inf."""
     if vectors.shape[-1] % heads:
         raise UserError(
-            f"losses.attention_relations.heads={heads}: does not divide {vectors.shape[-1]}, the width of a model's {kind}; "
-            "write a common divisor of the widths of both models, or 0"
+            f"losses.attention_relations.heads={heads}: does not divide {vectors.shape[-1]}, the width of a model's "
+            f"{kind}; write a common divisor of the widths of both models, or 0"
         )
     split = at_least_float32(vectors).unflatten(-1, (heads, -1)).permute(0, 2, 3, 1, 4)
     split = torch.where(present.view(len(present), 1, 1, -1, 1), split, 0)

@@ -98,7 +98,8 @@ class _Potentials(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, rows_grad, columns_grad):
+    def backward(ctx, *grad_outputs):  # pyrefly: ignore [bad-override] (a decorator hides the signature)
+        rows_grad, columns_grad = grad_outputs
         log_kernel, kept = ctx.saved_tensors
         grad = torch.zeros_like(log_kernel)
         for place in range(len(kept) - 2, 0, -2):
@@ -135,7 +136,7 @@ class _L1(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx, *grad_outputs):  # pyrefly: ignore [bad-override] (a decorator hides the signature)
         a, b = ctx.saved_tensors
         a_grad, b_grad = (torch.empty_like(x) if ctx.needs_input_grad[i] else None for i, x in enumerate((a, b)))
         for part in _parts(a, b):
@@ -145,7 +146,7 @@ class _L1(torch.autograd.Function):
             with torch.enable_grad():
                 cost = torch.cdist(a_part, b_part, p=1)
             needed = [x for x in (a_part, b_part) if x.requires_grad]
-            found = iter(torch.autograd.grad(cost, needed, gradient))
+            found = iter(torch.autograd.grad(cost, needed, grad_outputs[0]))
             for whole in (a_grad, b_grad):
                 if whole is not None:
                     whole[:, part] = next(found)

@@ -64,6 +64,7 @@ def compiled(task: Task, config: CompileConfig | None) -> Iterator[Compiled]:
         yield Compiled([])
         return
     import torch._dynamo
+    import torch._inductor.config
 
     known = torch._dynamo.list_backends(exclude_tags=())
     if config.backend not in known:
@@ -71,7 +72,9 @@ def compiled(task: Task, config: CompileConfig | None) -> Iterator[Compiled]:
     modules = _modules(task, config)
     options = {"backend": config.backend, "mode": config.mode, "dynamic": config.dynamic}
     # losses hang hooks into layers for single forward passes: a graph that was compiled without them is not theirs
-    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False), warnings.catch_warnings():
+    hooks = torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
+    dropout = torch._inductor.config.patch(fallback_random=True)  # draws what it would have drawn
+    with hooks, dropout, warnings.catch_warnings():
         # the compiler itself looks at gradients of what one layer hands to the next
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
         for module in modules:

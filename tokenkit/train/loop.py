@@ -181,7 +181,7 @@ def _step(run: _Run, step: int, checkpoints: Checkpoints) -> tuple[StepResult, f
         training.optimizer.zero_grad(set_to_none=True)
         return accumulate_gradients(task, batches, seed, training.balance, weights, beside)
 
-    with run.noise.weights(training.parameters, seed):
+    with clock("losses"), run.noise.weights(training.parameters, seed):  # what is no other part's is theirs
         result = run.compiled.attempt(gradients)
     with clock("optimizer"):
         trained = [p for p in training.parameters.values() if p.grad is not None]

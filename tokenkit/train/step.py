@@ -10,7 +10,6 @@ from torch import Tensor
 
 from tokenkit.data.batch import Batch
 from tokenkit.losses import Units
-from tokenkit.objective import Objective
 from tokenkit.quantities import Quantities
 from tokenkit.train.audit import Clock
 from tokenkit.train.balance import Balance, Forward
@@ -102,11 +101,7 @@ class _Reading:
         self.task, self.seed, self.beside = task, seed, beside
         with beside.clock("data"):
             self.batches = [batch.to(task.device) for batch in batches]
-        with beside.clock("losses"):  # what counts; what the models spend in between is theirs
-            self._count(task.objective)
-
-    def _count(self, objective: Objective) -> None:
-        batches = self.batches
+        objective = task.objective
         self._teacher: dict[int, dict[str, Tensor]] = {}
         self._student: dict[int, dict[str, Tensor]] = {}
         numbers = range(len(batches))

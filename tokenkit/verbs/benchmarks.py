@@ -70,7 +70,6 @@ def benchmarks(
     subjects = [*choices]
 
     def load(subject: Subject) -> tuple[ModelView, Tokenizer]:
-        release()
         model, tokenizer = load_pair(choices[subject], place, codes=codes)
         return view_of(model.eval()), tokenizer
 

@@ -27,6 +27,7 @@ from tokenkit.train.checkpoint import Progress
 from tokenkit.train.counted import Counted
 from tokenkit.train.folder import RunFolder, write_json
 from tokenkit.train.loop import train
+from tokenkit.train.on_policy import OnPolicyBatches
 from tokenkit.train.tasks.distill import TextTask
 from tokenkit.verbs.benchmarks import benchmarked, check_evaluation
 from tokenkit.verbs.card import begin_card, finish_card
@@ -46,10 +47,10 @@ def distill(run: DistillRun, *, resume: bool = False, quiet: bool = False) -> di
     rows = read_training_rows(run.data)
     sides = prepare(run, rows)
     objective = objective_of(run.losses, sides)
-    batches = Counted(_batches(run, sides, objective, rows))
+    batches = Counted(batches_of(run, sides, objective, rows))
     held_out = read_documents(run.eval.source)
     _refuse_early(run, sides, objective, rows)
-    task = _task(run, sides, objective)
+    task = task_of(run, sides, objective)
     folder = _claim(run, resume)
     begin_card(run.output, "distill")
     measure_teacher(run, task, sides, rows)
@@ -84,7 +85,8 @@ def _refuse_early(run: DistillRun, sides: Sides, objective: Objective, rows: Seq
         set_strength(sides.student.model, strength_at(run.ternary, 0))
 
 
-def _task(run: DistillRun, sides: Sides, objective: Objective) -> TextTask:
+def task_of(run: DistillRun, sides: Sides, objective: Objective) -> TextTask:
+    """What is trained, and what its losses ask of both sides."""
     record = sides.teacher if isinstance(sides.teacher, Record) else None
     return TextTask(
         objective,
@@ -141,9 +143,10 @@ def _results(
     }
 
 
-def _batches(run: DistillRun, sides: Sides, objective: Objective, rows: Sequence[Row]) -> Batches:
+def batches_of(run: DistillRun, sides: Sides, objective: Objective, rows: Sequence[Row]) -> Batches | OnPolicyBatches:
+    """The batches of a run, some rows of which may go on as one of its models writes them."""
     student, teacher = sides.student_tokenizer, sides.teacher_tokenizer
-    return Batches(
+    batches = Batches(
         rows,
         student,
         teacher,
@@ -153,6 +156,10 @@ def _batches(run: DistillRun, sides: Sides, objective: Objective, rows: Sequence
         record=sides.teacher if isinstance(sides.teacher, Record) else None,
         wanted=wanted_of(objective),
     )
+    if run.on_policy is None:
+        return batches
+    live = sides.teacher if isinstance(sides.teacher, ModelView) else None
+    return OnPolicyBatches(batches, run.on_policy, sides.student, live)
 
 
 def _claim(run: DistillRun, resume: bool) -> RunFolder:

@@ -15,6 +15,7 @@ from tokenkit.objective import LossesConfig, losses_config
 from tokenkit.plugins.load import Plugin
 from tokenkit.report.card_facts import CardConfig
 from tokenkit.tokenizers.spec import TokenizerSpec
+from tokenkit.train.on_policy import OnPolicyConfig
 from tokenkit.train.schema import TrainConfig
 from tokenkit.verbs.model import ExportType, ModelChoice
 from tokenkit.verbs.own_losses import named_plugins
@@ -75,6 +76,8 @@ class DistillRun(Config):
     """Python files with losses of your own, which this runs; their names become keys of `losses`."""
     losses: LossesConfig
     teacher_statistics: StatisticsConfig = StatisticsConfig()
+    on_policy: OnPolicyConfig | None = None
+    """A share of the rows goes on as the student, or the teacher, writes it. One tokenizer on both sides."""
     data: DataConfig
     train: TrainConfig
     eval: Evaluation

@@ -1,6 +1,7 @@
 """`tokenkit study`: objectives beside plain training, over seeds and budgets, and which differences are real."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations, permutations
 from typing import Any
 
@@ -84,7 +85,7 @@ def _table(run: StudyRun, outcomes: Sequence[Outcome], names: dict[str, str]) ->
     also = [*run.also, *(f"gradient_cosine/{a}/{b}" for a, b in permutations(losses, 2))]
     metrics = list(run.metrics)
     found = [figures(outcome, metrics, also, run.equal) for outcome in outcomes]
-    found = [RunFigures(**{**one.__dict__, "name": names[one.name]}) for one in found]
+    found = [replace(one, name=names[one.name]) for one in found]
     references = {**teacher_references(outcomes, metrics), **run.references}
     table = sweep_table(found, run.metrics, unit=run.equal, references=references, ranked_by="final")
     return table, found
