@@ -137,7 +137,7 @@ def agreement(folder: Path, tokenizer: Tokenizer, stream: Tensor, steps: int) ->
 
 
 def speed(folder: Path, tokenizer: Tokenizer, generated: int, repeats: int = 5) -> None:
-    """Prints tokens per second of one model in every type; the best of interleaved repeats, as others use the machine."""
+    """Prints tokens per second of one model in every type: the best of interleaved repeats."""
     torch.manual_seed(0)
     config = LlamaConfig(**LARGE, num_key_value_heads=4, vocab_size=tokenizer.vocab_size, tie_word_embeddings=True)
     model = LlamaForCausalLM(config).eval()

@@ -17,6 +17,7 @@ from tokenkit.export.gguf_names import interleaved, llama3_factors
 from tokenkit.export.gguf_tokenizer import gguf_vocabulary
 from tokenkit.export.verify import ExportError
 from tokenkit.models.bitlinear import ternary_layers
+from tokenkit.models.ternary import TernaryConfig, attach_ternary
 from tokenkit.tokenizers.formats import read_format
 from tokenkit.tokenizers.hf import HFTokenizer
 from tokenkit.tokenizers.load import load_tokenizer
@@ -86,6 +87,12 @@ def test_other_types_hold_dense_and_ternary_models(dense_model, ternary_model, b
         assert tensors["output_norm.weight"].tensor_type.name == "F32"
         embeddings = model.get_input_embeddings().weight.detach().numpy()
         assert np.abs(numbers(tensors["token_embd.weight"]) - embeddings).max() <= error * np.abs(embeddings).max()
+
+
+def test_without_8_bit_activations_too(dense_model, bpe, tmp_path):
+    model = dense_model()
+    attach_ternary(model, TernaryConfig(sub_norm="none", activation_bits=None))
+    assert export_gguf(model, bpe, tmp_path / "x.gguf", type="f16")["architecture"] == "llama"
 
 
 def test_rows_of_queries_are_put_where_llama_cpp_turns_neighbours(ternary_model, bpe, tmp_path):

@@ -53,9 +53,9 @@ class LmEvalBackend:
 
 
 def release() -> None:
-    """Frees what only cycles hold, and a GPU's cached blocks."""
-    gc.collect()
+    """Gives back what a model held on a GPU, where there is one."""
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()
 
 

@@ -100,6 +100,12 @@ def _checked_layout(model: PreTrainedModel, tokenizer: Tokenizer) -> Layout:
             "export: no layer of this model was trained ternary, and rounding its weights now leaves little of it; "
             "distil with a `ternary:` section first, or write force_ptq=true"
         )
+    for name, layer in ternary_layers(model).items():
+        if layer.activation_bits != 8:
+            raise UserError(
+                f"{name}: trained without 8-bit activations, which transformers' layer always has; train with "
+                "ternary.activation_bits=8, or export format=gguf type=f16"
+            )
     rows = len(input_matrix(model))
     if rows < tokenizer.vocab_size:
         raise UserError(f"export: {rows} embedding rows for {tokenizer.vocab_size} token ids; transfer the model first")

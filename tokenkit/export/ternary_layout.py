@@ -53,7 +53,7 @@ class Layout:
 def stock_layout(model: PreTrainedModel) -> Layout:
     """Where stock transformers keeps what this model has; UserError where it has no place for something."""
     layers = ternary_layers(model)
-    _refuse_what_differs(layers)
+    _refuse_unfinished(layers)
     normed = {name: layer.norm for name, layer in layers.items() if layer.norm is not None}
     config, stock = copy.deepcopy(model.config), type(model)
     renamed: dict[str, str] = {}
@@ -94,18 +94,12 @@ def quantization_config(layout: Layout, linear_class: str, mode: str) -> dict[st
     }
 
 
-def _refuse_what_differs(layers: Mapping[str, TernaryLinear]) -> None:
-    """UserError for what a stock ternary layer does not compute."""
+def _refuse_unfinished(layers: Mapping[str, TernaryLinear]) -> None:
     for name, layer in layers.items():
         if layer.strength != 1:
             raise UserError(
                 f"{name}: its ternary strength is {layer.strength:g}, so its weights are not ternary yet; train to the "
                 "end of ternary.warmup_steps"
-            )
-        if layer.activation_bits != 8:
-            raise UserError(
-                f"{name}: trained without 8-bit activations, which transformers' layer always has; train with "
-                "ternary.activation_bits=8, or export format=gguf"
             )
 
 
@@ -130,18 +124,22 @@ def _bitnet_config(model: PreTrainedModel, layers: Mapping[str, TernaryLinear], 
     """The configuration of the "bitnet" class for a model with SubLN; UserError for what the class cannot be."""
     config = model.config.get_text_config()
     kind, width = config.model_type, config.hidden_size
-    elsewhere = "; export format=gguf or latent is no way out, train with ternary.sub_norm=none or every instead"
+    elsewhere = "; GGUF has none either, so train with ternary.sub_norm=none or every"
     if kind not in AS_BITNET:
-        raise UserError(f"model_type {kind}: SubLN before o_proj and down_proj has no stock class{elsewhere}")
+        raise UserError(
+            f"model_type {kind}: SubLN before o_proj and down_proj has no place in a stock class{elsewhere}"
+        )
     values = config.to_dict()
     head = values.get("head_dim") or width // config.num_attention_heads
     if head * config.num_attention_heads != width:
         raise UserError(
-            f"{config.num_attention_heads} heads of {head} are not the width {width}, as transformers' bitnet class "
-            f"needs with SubLN{elsewhere}"
+            f"{config.num_attention_heads} heads of {head} are not the width {width}: SubLN has no place in a stock "
+            f"class then{elsewhere}"
         )
     if values.get("mlp_bias") or values.get("use_sliding_window") or (kind == "mistral" and values["sliding_window"]):
-        raise UserError(f"model_type {kind}: biases in the MLP and sliding windows have no place with SubLN{elsewhere}")
+        raise UserError(
+            f"model_type {kind}: biases in the MLP or sliding windows beside SubLN have no place in a stock class{elsewhere}"
+        )
     if epsilon != config.rms_norm_eps:
         raise UserError(
             f"SubLN has epsilon {epsilon:g} and the model rms_norm_eps {config.rms_norm_eps:g}; transformers' bitnet "

@@ -189,7 +189,7 @@ def _benchmarks(facts: CardFacts) -> str:
     return markdown_table(rows) + by + _over_tasks(facts.over_tasks)
 
 
-def _over_tasks(found: Mapping[str, float]) -> str:
+def _over_tasks(found: Mapping[str, float | int]) -> str:
     if not found:
         return ""
     return (

@@ -104,7 +104,7 @@ class CardFacts:
     place: Place | None = None
     benchmarks: Sequence[EvalRow] = ()
     teacher_benchmarks: Sequence[EvalRow] = ()
-    over_tasks: Mapping[str, float] = field(default_factory=dict)
+    over_tasks: Mapping[str, float | int] = field(default_factory=dict)
     resources: Sequence[tuple[str, str]] = ()
     limits: Sequence[str] = ()
 

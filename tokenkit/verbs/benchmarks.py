@@ -1,5 +1,6 @@
 """What a finished folder and its teacher are measured on: tasks of `eval.harness`, functions of `eval.metrics`."""
 
+import gc
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
@@ -149,6 +150,7 @@ def _free(sides: Sides) -> None:
         for one in view.views if isinstance(view, MixtureView) else [view]:
             one.model.to("meta")  # pyrefly: ignore [bad-argument-type] (a decorator hides the signature)
             one.tables.clear()
+    gc.collect()  # optimizer states and hooks that only cycles hold
     release()
 
 

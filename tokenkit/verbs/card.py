@@ -64,7 +64,8 @@ def finish_card(folder: Path, config: CardConfig, more: Callable[[], Mapping[str
         if config.write:
             write_cards(folder)
     except Exception as error:  # whatever it is, the model is trained, measured and exported
-        logger.warning("card: not written (%s: %s); mend it and run tokenkit card", type(error).__name__, error)
+        why = (str(error).splitlines() or ["no message"])[0]
+        logger.warning("card: not written (%s: %s); mend it and run tokenkit card", type(error).__name__, why)
 
 
 def write_cards(folder: Path, changes: CardConfig | None = None) -> list[Path]:

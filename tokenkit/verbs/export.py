@@ -17,7 +17,6 @@ from tokenkit.export.ternary import SHARD_BYTES, export_latent, export_ternary
 from tokenkit.export.unpacked import export_unpacked
 from tokenkit.models.bitlinear import ternary_layers
 from tokenkit.models.expand import expansion_of
-from tokenkit.models.ternary_saved import reattach_ternary
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.verbs.device import pick_device
 from tokenkit.verbs.model import DTYPES, ExportType, ModelChoice, load_pair
@@ -62,7 +61,6 @@ def export(run: ExportRun) -> dict[str, Any]:
     if run.format == "gguf":
         _need("gguf", "it writes the file")
     model, tokenizer = load_pair(run.model, pick_device(run.device))
-    reattach_ternary(model, model.config.to_dict())
     if expansion_of(model) is not None and run.format != "huggingface":
         raise UserError(f"{run.model.source}: its inputs are expanded, which only format=huggingface can say")
     if run.force_ptq and not ternary_layers(model):
