@@ -139,7 +139,7 @@ class Objective:
                 own = {name: values[name] for name in entry.options}
                 if options.token_weight != "none" and entry.per != "token":
                     raise UserError(
-                        f"losses.{name}.token_weight: this loss has a value per {entry.per}, not per token; leave it out"
+                        f"losses.{name}.token_weight: has a value per {entry.per}, not per token; leave it out"
                     )
                 terms.append(Term(entry, values["weight"], own, options.schedule, options.token_weight))
         if not terms:

@@ -12,6 +12,7 @@ from tokenkit.models.load import load_model
 from tokenkit.train.loop import Interrupted
 from tokenkit.verbs.distill import distill
 from tokenkit.verbs.distill_run import DistillRun
+from tokenkit.verbs.evaluate import EvalRun, evaluate
 from tokenkit.verbs.model import ModelChoice, load_pair
 from tokenkit.verbs.prepare import prepare
 from tokenkit.verbs.record import RecordRun, record
@@ -189,30 +190,21 @@ def test_a_ternary_student_is_written_to_be_used_and_to_be_trained_on(run, tmp_p
     assert results["trained"]["ternary/strength"] == 1
     model, tokenizer = load_pair(ModelChoice(source=str(folder / "model")), "cpu")
     assert len(ternary_layers(model)) == 14
-    source = run().eval.source
-    from tokenkit.verbs.evaluate import EvalRun, evaluate
-
-    for name in ("model", "ternary"):
-        found = evaluate(
-            build(
-                EvalRun,
-                {
-                    "model": {"source": str(folder / name)},
-                    "eval": {"source": source.model_dump(), "context_tokens": 64},
-                },
-            )
-        )
-        assert found["bits_per_byte"] == pytest.approx(results["trained_bits_per_byte"], rel=2e-2 if name == "ternary" else 1e-5)
+    source = run().eval.source.model_dump()
+    for name, tolerance in (("model", 1e-5), ("ternary", 2e-2)):  # embeddings are bfloat16 in the packed one
+        values = {"model": {"source": str(folder / name)}, "eval": {"source": source, "context_tokens": 64}}
+        found = evaluate(build(EvalRun, values))
+        assert found["bits_per_byte"] == pytest.approx(results["trained_bits_per_byte"], rel=tolerance)
     with pytest.raises(UserError, match="nothing left to train"):
         load_pair(ModelChoice(source=str(folder / "ternary")), "cpu")
 
 
 def test_mistakes_are_one_line_before_a_file_is_written(run, tmp_path):
-    with pytest.raises(UserError, match="ternary.warmup_steps: 9, but the run ends after 4"):
+    with pytest.raises(UserError, match=r"ternary.warmup_steps: 9, but the run ends after 4"):
         run(ternary={"warmup_steps": 9})
-    with pytest.raises(UserError, match="train.mode: 'lora' beside ternary"):
+    with pytest.raises(UserError, match=r"train.mode: 'lora' beside ternary"):
         run(ternary={}, train={"mode": "lora"})
-    with pytest.raises(UserError, match="losses.cka.token_weight: this loss has a value per row"):
+    with pytest.raises(UserError, match=r"losses.cka.token_weight: has a value per row"):
         distill(run(losses={"cka": {"token_weight": "entropy"}}), quiet=True)
     with pytest.raises(UserError, match="num_hidden_layer"):
         distill(run(student={"config": {"num_hiden_layers": 1}}), quiet=True)

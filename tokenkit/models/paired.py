@@ -94,7 +94,7 @@ class Paired(nn.Module):
         return [0, *numbers] if self.with_embeddings else numbers
 
     def _chosen(self, values: Tensor, leaf: str, side: int) -> Tensor:
-        """The layers of one side, in the order of the pairs; of hidden states and alike [B T P D], of maps [B P ...]."""
+        """The layers of one side, in the order of the pairs; of hidden states [B T P D], of maps [B P ...]."""
         if leaf.partition("_")[2] == "hidden":
             return values.unsqueeze(2)
         places = torch.tensor(self._places(leaf, side), device=values.device)

@@ -1,4 +1,4 @@
-"""What the layers of a model compute on the way, taken by hooks: queries, keys, values, outputs of attention and MLP."""
+"""What layers compute on the way, taken by hooks: queries, keys, values, outputs of attention and MLP."""
 
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet

@@ -1,5 +1,6 @@
 """`tokenkit distill`: a model moved to another tokenizer, or a student under a teacher: trained, measured, exported."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -40,6 +41,8 @@ from tokenkit.verbs.prepare import continuations, prepare
 from tokenkit.verbs.record import evaluated_on
 from tokenkit.verbs.sides import Sides, check_record, objective_of, pair_of, wanted_of
 from tokenkit.verbs.statistics import measure_teacher
+
+log = logging.getLogger(__name__)
 
 
 def distill(run: DistillRun, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
@@ -199,7 +202,10 @@ def _measurement(run: DistillRun, sides: Sides, task: TextTask, held_out: list[s
         set_strength(model, 1.0)
         found = measure()
         task.stepped(task.step, run.train.horizon)
-        return found | watch.measure(task.step)
+        found |= watch.measure(task.step)
+        for line in watch.warnings():
+            log.warning(line)
+        return found
 
     return measure_ternary
 

@@ -1,4 +1,4 @@
-"""What norms that whiten a teacher's states have to know of them: measured before a run, or kept from an earlier one."""
+"""What norms that whiten a teacher's states have to know of them: measured before a run, or kept from one."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
