@@ -188,7 +188,7 @@ def test_a_ternary_student_is_written_to_be_used_and_to_be_trained_on(run, tmp_p
     folder = tmp_path / "out"
     assert len(results["ternary"]["converted"]) == 14
     assert results["trained"]["ternary/strength"] == 1
-    model, tokenizer = load_pair(ModelChoice(source=str(folder / "model")), "cpu")
+    model, _ = load_pair(ModelChoice(source=str(folder / "model")), "cpu")
     assert len(ternary_layers(model)) == 14
     source = run().eval.source.model_dump()
     for name, tolerance in (("model", 1e-5), ("ternary", 2e-2)):  # embeddings are bfloat16 in the packed one
