@@ -66,8 +66,8 @@ def test_a_default_run_never_touches_the_hub(run, monkeypatch):
     for name, value in vars(huggingface_hub.HfApi).items():
         if callable(value) and name[:1] != "_":
             monkeypatch.setattr(huggingface_hub.HfApi, name, refuse)
-    monkeypatch.setattr("httpx.Client.send", refuse)
     monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with pytest.raises(AssertionError, match="the hub was asked"):
         huggingface_hub.HfApi().model_info("a/b")  # the guard guards

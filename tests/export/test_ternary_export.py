@@ -61,6 +61,7 @@ CASES = [
     ("llama", "every", {}, "llama"),
     ("qwen2", "none", {}, "qwen2"),
     ("qwen2", "o_down", {"tie_word_embeddings": True}, "bitnet"),
+    ("qwen3", "every", {"head_dim": 16}, "qwen3"),
 ]
 
 
@@ -77,7 +78,8 @@ def test_stock_transformers_answers_as_training_did(
         return
     figures = export_ternary(model, BYTE, tmp_path / "out", linear_class=linear_class, dtype=torch.float32)
     assert max(figures["typical_difference"], figures["layer_difference"]) <= 1e-6
-    assert figures["close_positions"] >= 0.95  # 1e-4; elsewhere an activation lay between two of its 256 levels
+    # 1e-4; elsewhere an activation lay between two of its 256 levels, and if it was one of bos, every row reads it
+    assert figures["close_positions"] >= (0.95 if family != "qwen3" else 0.5)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     settings = json.loads((tmp_path / "out/config.json").read_text())
     assert settings["model_type"] == figures["model_type"] == model_type
@@ -163,7 +165,7 @@ def test_what_has_no_place_in_transformers_is_refused(dense_model, ternary_model
     wide = ternary_model("llama", "o_down", head_dim=16)
     with pytest.raises(UserError, match="4 heads of 16 are not the width 32"):
         export_ternary(wide, BYTE, out)
-    with pytest.raises(UserError, match="biases in the MLP"):
+    with pytest.raises(UserError, match="MLP biases or sliding windows"):
         export_ternary(ternary_model("llama", "o_down", mlp_bias=True), BYTE, out)
     without = dense_model()
     attach_ternary(without, TernaryConfig(sub_norm="none", activation_bits=None))

@@ -55,11 +55,12 @@ def check_same(tmp_path, model_folder, corpus, compile, **options):
     return found
 
 
-@pytest.mark.parametrize("regional", [True, False])
+@pytest.mark.parametrize("regional", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_five_steps_are_the_same_compiled(tmp_path, model_folder, corpus, regional):
     check_same(tmp_path, model_folder, corpus, {"backend": "eager", "regional": regional, "teacher": True})
 
 
+@pytest.mark.slow
 def test_losses_that_look_into_layers_are_the_same_compiled(tmp_path, model_folder, corpus):
     losses = {"hidden_states": {"states": "qkv", "normalization": "l2"}, "clm": {}}
     check_same(tmp_path, model_folder, corpus, {"backend": "eager"}, losses=losses)

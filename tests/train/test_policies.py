@@ -278,7 +278,7 @@ def test_the_noise_scale_is_that_of_gradients_of_known_spread():
     weight = torch.nn.Parameter(torch.zeros(dims, dtype=torch.float64))
     mean = torch.full((dims,), 0.5, dtype=torch.float64)
     diagnosis = Diagnosis([weight], ["only"], batch_rows=rows, noise_scale=True)
-    for _ in range(300):
+    for _ in range(150):
         data = mean + spread * torch.randn(rows, dims, generator=draws, dtype=torch.float64)
         chunks = data.split(rows // parts)
         diagnosis.look([lambda c=c: {"only": (c @ weight).sum() / rows} for c in chunks], {"only": 1.0})

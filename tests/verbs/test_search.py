@@ -101,7 +101,7 @@ def test_a_condition_decides_whether_a_key_exists():
         check_space({"a": space["beta"].model_copy(update={"when": {"b": 1}})})
 
 
-@pytest.mark.parametrize("method", ["random", "tpe"])
+@pytest.mark.parametrize("method", ["random", pytest.param("tpe", marks=pytest.mark.slow)])
 def test_an_interrupted_search_is_the_undisturbed_one(make, cut_short, tmp_path, method):
     """Trials: the same numbers, values and scores; no run is begun again."""
     undisturbed = search(make(method=method, startup=1, output=tmp_path / "whole"), quiet=True)
@@ -154,7 +154,7 @@ def test_the_best_run_trains_again_to_the_reported_value(make, tmp_path):
     assert math.isclose(printed["best"]["score"], 1 / printed["best"]["bits_per_byte"])
 
 
-@pytest.mark.parametrize("method", ["random", "tpe", "halving"])
+@pytest.mark.parametrize("method", ["halving", *(pytest.param(m, marks=pytest.mark.slow) for m in ("random", "tpe"))])
 def test_invalid_combinations_are_skipped(make, tmp_path, method):
     """One that the schema refuses, and one that the run refuses before its first step."""
     space = {

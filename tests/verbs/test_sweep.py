@@ -142,9 +142,9 @@ def test_random_draws_are_the_same_every_time(make):
         "train.optimizer.learning_rate": {"kind": "float", "low": 1e-4, "high": 1e-2, "log": True},
         "train.steps": {"kind": "int", "low": 1, "high": 2},
     }
-    run = make(random={"n": 3, "space": space}, seeds=[0])
+    run = make(random={"n": 2, "space": space}, seeds=[0])
     first = sweep(run, quiet=True)
-    assert first["done"] == 3
+    assert first["done"] == 2
     assert sweep(run, quiet=True) == first
 
 

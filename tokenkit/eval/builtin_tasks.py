@@ -86,7 +86,7 @@ class BuiltinBackend:
                 rows += self._perplexity(view, tokenizer, limit)
             elif task == "cloze":
                 rows += self._cloze(view, tokenizer, limit, num_fewshot or 0)
-            elif task == "agreement" and subject != self.teacher:
+            elif task == "agreement":
                 rows += self._agreement(view, tokenizer, limit)
         return rows
 

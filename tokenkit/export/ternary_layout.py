@@ -137,9 +137,7 @@ def _bitnet_config(model: PreTrainedModel, layers: Mapping[str, TernaryLinear], 
             f"class then{elsewhere}"
         )
     if values.get("mlp_bias") or values.get("use_sliding_window") or (kind == "mistral" and values["sliding_window"]):
-        raise UserError(
-            f"model_type {kind}: biases in the MLP or sliding windows beside SubLN have no place in a stock class{elsewhere}"
-        )
+        raise UserError(f"model_type {kind}: MLP biases or sliding windows beside SubLN have no stock class{elsewhere}")
     if epsilon != config.rms_norm_eps:
         raise UserError(
             f"SubLN has epsilon {epsilon:g} and the model rms_norm_eps {config.rms_norm_eps:g}; transformers' bitnet "

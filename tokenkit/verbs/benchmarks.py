@@ -67,33 +67,35 @@ def benchmarks(
 ) -> dict[str, Any]:
     """Rows of the student and of the teacher, and how good the one is beside the other over all tasks."""
     place, harness = pick_device(device), evaluation.harness
-    choices = {subject_of(choice): choice for choice in (student, teacher) if choice is not None}
-    subjects = [*choices]
+    own, other = subject_of(student), None if teacher is None else subject_of(teacher)
+    choices = {own: student} if other is None or teacher is None else {own: student, other: teacher}
 
     def load(subject: Subject) -> tuple[ModelView, Tokenizer]:
         model, tokenizer = load_pair(choices[subject], place, codes=codes)
         return view_of(model.eval()), tokenizer
 
     held_out = HeldOut(documents, evaluation)
-    other = subjects[1] if len(subjects) > 1 else None
     jobs: list[tuple[Backend, Sequence[str], dict[str, Any]]] = []
     if harness is not None:
         options = {"limit": harness.limit, "num_fewshot": harness.num_fewshot}
         jobs.append((_backend(harness, load, held_out, other, place), harness.tasks, options))
     if evaluation.metrics:
-        own = OwnBackend(load, held_out, load_metrics(evaluation.metrics))
-        jobs.append((own, [*own.metrics], {"limit": None, "num_fewshot": None}))
+        metrics = OwnBackend(load, held_out, load_metrics(evaluation.metrics))
+        jobs.append((metrics, [*metrics.metrics], {"limit": None, "num_fewshot": None}))
     kept = harness.cache if harness is not None and harness.cache is not None else cache
-    rows: list[list[EvalRow]] = []
-    for subject in subjects if harness is None or harness.teacher else subjects[:1]:
-        rows.append([row for job in jobs for row in benchmark(job[0], subject, job[1], **job[2], cache=kept)])
+    rows = [row for job in jobs for row in benchmark(job[0], own, job[1], **job[2], cache=kept)]
+    release()
+    _warn(rows)
+    teacher_rows: list[EvalRow] = []
+    if other is not None and (harness is None or harness.teacher):
+        for backend, tasks, options in jobs:
+            alone = [task for task in tasks if task != "agreement" or backend.name != "builtin"]
+            teacher_rows += benchmark(backend, other, alone, **options, cache=kept)
         release()
-    _warn(rows[0])
-    teacher_rows = rows[1] if len(rows) > 1 else []
     return {
-        "trained": [asdict(row) for row in rows[0]],
+        "trained": [asdict(row) for row in rows],
         "teacher": [asdict(row) for row in teacher_rows],
-        "beside_teacher": over_tasks(rows[0], teacher_rows),
+        "beside_teacher": over_tasks(rows, teacher_rows),
     }
 
 

@@ -99,9 +99,14 @@ class OptunaSearch:
         with self._lock:
             trial, values = self._asked(known)
 
+        told = {} if known is None else known.intermediate_values
+
         def prune(step: int, value: float) -> bool:
+            if any(step < other for other in told):
+                return False  # it was let pass there, before it was cut off
             with self._lock:
-                trial.report(value, step)
+                if step not in told:
+                    trial.report(value, step)
                 return bool(trial.should_prune())
 
         found = self.trials.take(trial.number, values, prune)
