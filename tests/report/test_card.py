@@ -226,3 +226,10 @@ def test_the_card_says_what_made_it(facts):
     twice = render_card(replace(facts, made_with=[made, {**made, "commit": "f" * 40}]))
     assert "The run began with" in twice
     assert f"It went on with tokenkit-torch {made['version']} ({PACKAGE_LICENSE}), commit {'f' * 40}" in twice
+
+
+def test_the_documentation_says_what_leaves_the_machine():
+    page = (ROOT / "docs" / "cards.md").read_text("utf-8")
+    privacy = page.partition("\n## Privacy\n")[2].partition("\n## ")[0]
+    for word in ("push_to_hub", "private", "redacted", "HF_HUB_OFFLINE"):
+        assert word in privacy

@@ -89,8 +89,8 @@ def test_architectures_are_distilled_and_compared(tmp_path, base):
     assert all(s["bytes"] > 4 * s["parameters"] for s in shapes)  # float32, and a header
     assert all(s["kl"] > 0 for s in shapes)
     assert max(s["speed"] for s in shapes) == 1
-    assert {s["name"] for s in shapes if s["frontier"]} == set(printed["frontier"]) != set()
-    assert all(name in (tmp_path / "shapes/frontier.md").read_text("utf-8") for name in printed["frontier"])
+    assert {s["name"] for s in shapes if s["frontier"]} == set(again["frontier"]) != set()
+    assert all(name in (tmp_path / "shapes/frontier.md").read_text("utf-8") for name in again["frontier"])
 
 
 def test_the_frontier():
