@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from tokenkit.config import UserError, build
 from tokenkit.data.source import read_documents
 from tokenkit.eval.bits_per_byte import EvalConfig, scored_batches
+from tokenkit.eval.harness import Evaluation
 from tokenkit.eval.summary import Direction
 from tokenkit.models.architecture import Shape, ShapesConfig, shapes_of
 from tokenkit.models.shape import new_config
@@ -115,7 +116,7 @@ def _measure(run: ArchitecturesRun, base: dict[str, Any], trained: Sequence[tupl
     """Weights, bytes, speed, and what was measured last, of the first seed's models; and who is on the frontier."""
     if not trained:
         return []
-    config = build(EvalConfig, base["eval"])
+    config = build(Evaluation, base["eval"])
     pairs = [load_pair(ModelChoice(source=str(outcome.folder / "model")), _device()) for _, outcome in trained]
     views = [ModelView(model) for model, _ in pairs]
     speeds = _speeds(views, pairs[0][1], read_documents(config.source), config, run.speed_tokens)
