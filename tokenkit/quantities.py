@@ -30,6 +30,7 @@ BY_TASK: dict[str, tuple[str, ...]] = {  # what the task computes from what both
     "student_top_logp": ("teacher_top_ids",),
     "student_tail_logp": ("teacher_top_ids",),
     "student_projected_hidden": ("student_hidden",),
+    "student_divergence": ("student_hidden", "teacher_hidden", "student_label_mask"),
     "dual_student_logits": _DUAL,
     "dual_teacher_logits": _DUAL,
 }

@@ -27,15 +27,16 @@ def test_what_check_loss_holds_a_loss_to(name, check):
 # wherever tokens differ
 WITHOUT_TEACHER = ("clm", "reconstruction", "saturation", "crowded_levels")
 # entropy of the plan, entropy of the teacher, the logarithm of `delta`, other positions, tokens at equal scores
-NEVER_ZERO = ("sinkhorn", "soft_cross_entropy", "logsum", "info_nce", "ranking")
+NEVER_ZERO = ("chunked_divergence", "sinkhorn", "soft_cross_entropy", "logsum", "info_nce", "ranking")
 
 
 @pytest.mark.parametrize("name", [n for n in LOSSES if n not in (*WITHOUT_TEACHER, *NEVER_ZERO, "dskd", "mined")])
 def test_a_student_equal_to_its_teacher_has_no_divergence(name):
     entry = LOSSES[name]
     drawn = example(entry, 1)
-    teacher = {n: t for n, t in drawn.items() if n.startswith("teacher_")}
-    tables = {n: t for n, t in drawn.items() if not n.startswith(("teacher_", "student_"))} | one_vocabulary()
+    side = {n: n.rpartition(".")[2].partition("_")[0] for n in drawn}  # of pairs of layers: `cka.teacher_states`
+    teacher = {n: t for n, t in drawn.items() if side[n] == "teacher"}
+    tables = {n: t for n, t in drawn.items() if side[n] not in ("teacher", "student")} | one_vocabulary()
     student = {
         n.replace("teacher_", "student_"): t.clone().requires_grad_(t.is_floating_point()) for n, t in teacher.items()
     }
@@ -72,9 +73,7 @@ def test_equal_sides_have_no_divergence_of_any_kind(divergence, changes):
 
 def test_one_vocabulary_is_read_from_the_signature():
     found = {name for name, entry in LOSSES.items() if entry.one_vocabulary}
-    of_logits = (
-        "forward_kl reverse_kl soft_cross_entropy total_variation jsd cakld skewed_kl skewed_reverse_kl top_k_kl"
-    )
+    of_logits = "forward_kl reverse_kl soft_cross_entropy total_variation jsd cakld skewed_kl skewed_reverse_kl top_k_kl chunked_divergence"
     matched = "logits_mse probability_mse logits_cosine logsum ranking sinkhorn"
     of_layers = "cka info_nce layer_states attention_maps attention_relations"
     assert found == {*of_logits.split(), *matched.split(), *of_layers.split()}

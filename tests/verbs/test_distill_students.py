@@ -130,6 +130,18 @@ def test_text_of_its_own_is_learnt_from_and_none_of_it_changes_nothing(run, tmp_
     assert found["trained_bits_per_byte"] != plain["trained_bits_per_byte"]
 
 
+@pytest.mark.parametrize("kind", ["kl", "reverse_kl", "jsd"])
+def test_divergences_without_logits_are_those_with_them(run, tmp_path, kind):
+    name = {"kl": "forward_kl"}.get(kind, kind)
+    pair = ({name: {"temperature": 2.0}}, {"chunked_divergence": {"kind": kind, "temperature": 2.0, "chunk": 5}})
+    for folder, losses in zip(("whole", "chunked"), pair):
+        distill(run(output=tmp_path / folder, student={"layers": 1}, losses=losses), quiet=True)
+    whole, chunked = (metrics(tmp_path / folder) for folder in ("whole", "chunked"))
+    assert [line["loss"] for line in chunked[:4]] == pytest.approx(
+        [line["loss"] for line in whole[:4]], rel=1e-4, abs=1e-7
+    )
+
+
 def test_what_is_frozen_stays(run, tmp_path):
     sides = prepare(run(student={"freeze": ["embed_tokens"]}))
     before = {name: p.detach().clone() for name, p in sides.student.model.named_parameters()}

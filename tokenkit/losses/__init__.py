@@ -96,7 +96,7 @@ class Loss:
     @property
     def one_vocabulary(self) -> bool:
         """Whether positions are compared, or the last axis of both sides' logits or best ids' scores is one."""
-        if self.paired:
+        if self.paired or "student_divergence" in self.tensors:
             return True
         annotations = inspect.get_annotations(self.fn)
         pairs = [[f"{side}_{name}" for side in ("student", "teacher")] for name in ("logits", "top_logp")]
@@ -117,7 +117,8 @@ class Loss:
         """The tensors that parameters stand for under these options."""
         other = {STEP_MEAN: self.step_mean_name, **(self.reads(options) if self.reads else {})}
         if self.paired:
-            other |= {name: f"{self.name}.{_paired_of(name, options)}" for name in parameters if name in PAIRED}
+            own = {name: other.get(name, name) for name in parameters if name in PAIRED}
+            other |= {name: f"{self.name}.{_paired_of(of, options)}" for name, of in own.items()}
         return [other.get(name, name) for name in parameters]
 
     @property

@@ -1,7 +1,7 @@
 """Divergences of two models under their heads, some positions at a time. Idea: Hsu+ 2024, 2410.10989 (Liger kernels).
 
 Logits exist for one chunk of positions only and are computed again in the backward pass, so what is held grows with the
-chunk and not with the text. No loss stands here.
+chunk and not with the text. One vocabulary.
 """
 
 from typing import Literal
@@ -11,12 +11,30 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tokenkit.losses import loss
 from tokenkit.losses.divergences import jensen_shannon, kl_of_logs, log_probabilities
 from tokenkit.quantities import at_least_float32
 from tokenkit.scores import PLAIN, LogitForm
 
 Kind = Literal["kl", "reverse_kl", "jsd"]
 CHUNK = {"cpu": 2**22, "cuda": 2**26}  # logits of one side that exist at one time, where no chunk is asked for
+
+
+@loss(per="token")
+def chunked_divergence(
+    student_divergence: Float[Tensor, "B T"],
+    *,
+    kind: Kind = "kl",
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    temperature_squared: bool = True,
+    chunk: int | None = None,
+) -> Float[Tensor, "B T"]:
+    """Forward or reverse KL, or JSD, in nats, of hidden states under both heads; no logits are held.
+
+    The task has computed it with these options; what is left is the squared temperature. `chunk` is in positions.
+    """
+    return student_divergence * (temperature**2 if temperature_squared else 1)
 
 
 def divergence_scores(

@@ -94,7 +94,7 @@ def attention_projections(model: PreTrainedModel) -> list[list[nn.Module]]:
 
 def _attention_blocks(model: PreTrainedModel) -> list[tuple[str, dict[str, nn.Module], tuple[str, ...]]]:
     """Dotted name, children, and which of them make queries, keys and values, of every attention block."""
-    blocks = []
+    blocks: list[tuple[str, dict[str, nn.Module], tuple[str, ...]]] = []
     for path, module in model.base_model.named_modules():
         children = dict(module.named_children())
         names = next((group for group in PROJECTIONS if all(name in children for name in group)), None)

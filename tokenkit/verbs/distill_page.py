@@ -76,6 +76,18 @@ def _facts(run: DistillRun, sides: Sides, results: dict[str, Any]) -> tuple[Fact
         "vocabulary": f"{sides.teacher_tokenizer.vocab_size:,} → {sides.student_tokenizer.vocab_size:,}",
         "held out": describe(run.eval.source),
     }
+    if "student" in sides.made:
+        made = sides.made["student"]
+        facts["weights"] = f"{made['parameters_before']:,} → {made['parameters_after']:,}"
+    if "ternary" in sides.made:
+        made = sides.made["ternary"]
+        facts["ternary"] = f"{made['ternary_weights']:,} of {made['parameters']:,} weights"
+    if "kl_to_teacher" in results["trained"]:
+        before, after = results["zero_shot"], results["trained"]
+        facts["KL to the teacher"] = f"{before['kl_to_teacher']:.4f} → {after['kl_to_teacher']:.4f} nats per token"
+        facts["same likeliest token"] = f"{before['top1_agreement']:.1%} → {after['top1_agreement']:.1%}"
+    if results["retention"] is not None:
+        facts["retention"] = f"{results['retention']:.1%} of the teacher's bits per byte"
     if isinstance(sides.teacher, Record):
         facts["teacher"] = f"recorded: {short_name(sides.teacher.manifest.teacher)}"
     return tuple(Fact(name=name, value=value) for name, value in facts.items())

@@ -19,7 +19,8 @@ from tokenkit.verbs.sides import Sides, wanted_of
 
 def measure_teacher(run: DistillRun, task: TextTask, sides: Sides, rows: Sequence[Row]) -> int:
     """Gives every loss that needs them its statistics; how many passes over the text that took."""
-    asking = [paired for paired in task.projectors.paired.values() if paired.needs_statistics]
+    pairs = [part for part in task.projectors.paired.values() if isinstance(part, Paired)]
+    asking = [paired for paired in pairs if paired.needs_statistics]
     if not asking:
         return 0
     some = rows[: run.teacher_statistics.rows]

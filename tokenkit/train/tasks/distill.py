@@ -13,6 +13,7 @@ from tokenkit.align.boundary import boundary_tokens
 from tokenkit.config import UserError
 from tokenkit.data.batch import Batch
 from tokenkit.losses import LOSSES
+from tokenkit.losses.chunked import divergence_scores
 from tokenkit.models.paired import Paired
 from tokenkit.models.projectors import Projectors, logits_under, no_later
 from tokenkit.models.ternary import TernaryConfig, set_strength, strength_at
@@ -123,6 +124,8 @@ class TextTask:
         wanted, found = self.objective.by_task(), {}
         for paired in self.projectors.paired.values():
             found |= paired(known)
+        if "student_divergence" in wanted:
+            found["student_divergence"] = self._divergence(known)
         if "student_projected_hidden" in wanted:
             found["student_projected_hidden"] = self.projectors.hidden(known["student_hidden"])
         if wanted & DUAL and self.teacher is not None:
@@ -135,6 +138,24 @@ class TextTask:
             found["dual_student_logits"] = logits_under(self.student, to_student)
             found["dual_teacher_logits"] = logits_under(self.teacher, to_teacher)
         return found
+
+    def _divergence(self, known: Mapping[str, Tensor]) -> Tensor:
+        if self.teacher is None:
+            raise UserError(
+                "losses.chunked_divergence: needs the teacher's head, which no record has; use top_k_kl or a live teacher"
+            )
+        options = next(term.options for term in self.objective.terms if term.loss.name == "chunked_divergence")
+        student = self.student if self._rows is None else self.student.limited(self._rows)
+        return divergence_scores(
+            known["student_hidden"],
+            student.head(),
+            student.form(),
+            known["teacher_hidden"],
+            self.teacher.head(),
+            self.teacher.form(),
+            **{name: options[name] for name in ("kind", "beta", "temperature", "chunk")},
+            counted=known["student_label_mask"],
+        )
 
     def _autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
