@@ -141,9 +141,7 @@ class TextTask:
 
     def _divergence(self, known: Mapping[str, Tensor]) -> Tensor:
         if self.teacher is None:
-            raise UserError(
-                "losses.chunked_divergence: needs the teacher's head, which no record has; use top_k_kl or a live teacher"
-            )
+            raise UserError("losses.chunked_divergence: needs the teacher's head, which is in no record; use top_k_kl")
         options = next(term.options for term in self.objective.terms if term.loss.name == "chunked_divergence")
         student = self.student if self._rows is None else self.student.limited(self._rows)
         return divergence_scores(
