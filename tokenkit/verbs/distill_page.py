@@ -9,7 +9,7 @@ from tokenkit.data.source import describe
 from tokenkit.eval.chunks import score_chunks
 from tokenkit.models.view import ModelView
 from tokenkit.report.content import Aligned, Bar, Chunk, Curve, Fact, Output, Report, Sample
-from tokenkit.verbs.distill_run import DistillRun, ReportConfig
+from tokenkit.verbs.distill_run import DistillRun
 from tokenkit.verbs.prepare import continuations
 from tokenkit.verbs.sides import Sides
 from tokenkit.version import __version__
@@ -18,7 +18,7 @@ from tokenkit.version import __version__
 def report_of(
     run: DistillRun, sides: Sides, held_out: list[str], results: dict[str, Any], zero_shot_samples: list[str]
 ) -> Report:
-    group, label = short_name(sides.student_tokenizer.name), " + ".join(results["losses"])
+    group, label = student_name(run, sides), " + ".join(results["losses"])
     kind = results["losses"][0] if results["losses"] in (["clm"], ["alm"]) else "trained"
     first = f"zero-shot {run.transfer.initializer}" if sides.transfer else "before"
     measured = (("teacher", "teacher"), (first, "zero_shot"), (label, "trained"))
@@ -42,11 +42,16 @@ def report_of(
         version=__version__,
         bars=bars,
         curves=(Curve(label=label, kind=kind, metrics="metrics.jsonl"),),
-        aligned=(aligned_text(run.report, sides, live, held_out),) if live else (),
+        aligned=(aligned_text(run, sides, live, held_out),) if live else (),
         samples=samples,
         facts=_facts(run, sides, results),
         run=dump_yaml(resolved(run)),
     )
+
+
+def student_name(run: DistillRun, sides: Sides) -> str:
+    """What a page calls the student: its new tokenizer, or the run where shape or matrices are what is new."""
+    return run.output.name if sides.made and not sides.transfer else short_name(sides.student_tokenizer.name)
 
 
 def short_name(source: str) -> str:
@@ -54,10 +59,10 @@ def short_name(source: str) -> str:
     return source.rstrip("/").removesuffix("/model").rpartition("/")[2]
 
 
-def aligned_text(config: ReportConfig, sides: Sides, live: ModelView, held_out: list[str]) -> Aligned:
+def aligned_text(run: DistillRun, sides: Sides, live: ModelView, held_out: list[str]) -> Aligned:
     """The beginning of the first held-out document in both tokenisations."""
-    text = held_out[0].encode()[: config.text_bytes].decode(errors="ignore")
-    teacher, student = short_name(sides.teacher_tokenizer.name), short_name(sides.student_tokenizer.name)
+    text = held_out[0].encode()[: run.report.text_bytes].decode(errors="ignore")
+    teacher, student = short_name(sides.teacher_tokenizer.name), student_name(run, sides)
     scored = score_chunks(text, live, sides.teacher_tokenizer, sides.student, sides.student_tokenizer)
     return Aligned(
         title=f"{teacher} and {student}, aligned",
@@ -73,9 +78,10 @@ def _facts(run: DistillRun, sides: Sides, results: dict[str, Any]) -> tuple[Fact
         "trained": trained[run.train.mode],
         "steps": f"{results['steps']:,} of {run.train.batch_size} rows",
         "text": f"{results['bytes']:,} bytes, {results['tokens']:,} student tokens",
-        "vocabulary": f"{sides.teacher_tokenizer.vocab_size:,} → {sides.student_tokenizer.vocab_size:,}",
         "held out": describe(run.eval.source),
     }
+    if sides.student_tokenizer.fingerprint != sides.teacher_tokenizer.fingerprint:
+        facts["vocabulary"] = f"{sides.teacher_tokenizer.vocab_size:,} → {sides.student_tokenizer.vocab_size:,}"
     if "student" in sides.made:
         made = sides.made["student"]
         facts["weights"] = f"{made['parameters_before']:,} → {made['parameters_after']:,}"
