@@ -101,7 +101,7 @@ def killed(folder, number, monkeypatch):
     hears, says = context.Pipe(False)
     process = context.Process(target=child, args=(says,))
     process.start()
-    process.join(60)
+    process.join(300)
     assert process.exitcode in (0, -signal.SIGKILL)
     return hears.recv() if process.exitcode else None
 

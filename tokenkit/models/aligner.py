@@ -20,6 +20,18 @@ from tokenkit.quantities import at_least_float32
 MILES_EPSILON = 1e-4
 
 
+class PairWeights(nn.Module):
+    """What each pair weighs: all the same, or learnt where every layer meets every other."""
+
+    def __init__(self, count: int, learnt: bool):
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(count), requires_grad=learnt)
+
+    def pair_weights(self) -> Float[Tensor, "P"]:
+        """They sum to 1."""
+        return at_least_float32(self.logits).softmax(0)
+
+
 class PairAligner(nn.Module):
     """One student layer and one teacher layer."""
 
@@ -65,8 +77,7 @@ class Aligner(nn.Module):
         self.options = dict(options)
         self.layers = list(pairs)
         self.pairs = nn.ModuleList(PairAligner(options, student_width, teacher_width) for _ in pairs)
-        # where every layer meets every other, which of them belong together is learnt; elsewhere all weigh the same
-        self.mixing = nn.Parameter(torch.zeros(len(pairs)), requires_grad=options["layers"] == "full_cross")
+        self.mixing = PairWeights(len(pairs), options["layers"] == "full_cross")
 
     @property
     def needs_statistics(self) -> bool:
@@ -82,7 +93,7 @@ class Aligner(nn.Module):
 
     def pair_weights(self) -> Float[Tensor, "P"]:
         """What each pair weighs; they sum to 1."""
-        return at_least_float32(self.mixing).softmax(0)
+        return self.mixing.pair_weights()
 
     def forward(
         self, student: Float[Tensor, "B T P D"], teacher: Float[Tensor, "B T P E"], mask: Bool[Tensor, "B T"]

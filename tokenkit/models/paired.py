@@ -8,25 +8,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tokenkit.losses import Loss
-from tokenkit.models.aligner import Aligner
+from tokenkit.models.aligner import Aligner, PairWeights
 from tokenkit.models.mapping import layer_pairs
 from tokenkit.models.view import ModelView
 from tokenkit.models.whitening import Moments
 from tokenkit.quantities import inputs_of, is_paired
 
 MASK = "student_token_mask"
-
-
-class PairWeights(nn.Module):
-    """Equal weights of pairs that are compared as they are; learnt ones where every layer meets every other."""
-
-    def __init__(self, count: int, learnt: bool):
-        super().__init__()
-        self.logits = nn.Parameter(torch.zeros(count), requires_grad=learnt)
-
-    def pair_weights(self) -> Float[Tensor, "P"]:
-        """They sum to 1."""
-        return self.logits.softmax(0)
 
 
 class Paired(nn.Module):
