@@ -325,6 +325,7 @@ def test_a_mistake_is_one_line(value, words):
 
 def share(rank, store, folder, method):
     """One of two processes with half of the rows each."""
+    torch.set_num_threads(1)  # a pool of threads does not survive the fork
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     from tokenkit.train.parallel import add_gradients

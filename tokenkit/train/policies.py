@@ -65,7 +65,7 @@ def cagrad(gram: Gram, main: int, *, c: float) -> list[float]:
     def point(part: Gram, chosen: list[int]) -> NDArray[np.float64] | None:
         return _slope_point(part, mean[chosen], c * length)
 
-    shares = _best(gram, point, value)
+    shares = min((_best(gram, find, value) for find in (point, _flat_point)), key=value)  # the latter has the kink at 0
     norm = np.sqrt(max(shares @ gram @ shares, 0.0))
     if norm <= np.sqrt(NEGLIGIBLE * gram.max()):  # nothing helps all of them
         return [1.0] * count
@@ -97,10 +97,12 @@ def _subsets(count: int) -> Iterator[list[int]]:
 
 
 def _flat_point(part: Gram, chosen: list[int]) -> NDArray[np.float64] | None:
-    """Where the square of the norm is stationary among shares that add up to 1."""
-    ones = np.linalg.pinv(part, rcond=NEGLIGIBLE, hermitian=True) @ np.ones(len(part))
-    total = ones.sum()
-    return ones / total if total > 0 else None
+    """Where the square of the norm is stationary among shares that add up to 1, gradients that cancel out included."""
+    count, scale = len(part), max(float(part.max()), np.finfo(np.float64).tiny)
+    system = np.ones((count + 1, count + 1))
+    system[:count, :count], system[count, count] = part / scale, 0.0
+    shares = np.linalg.lstsq(system, np.append(np.zeros(count), 1.0), rcond=NEGLIGIBLE)[0][:count]
+    return np.where(np.abs(shares) < NEGLIGIBLE, 0.0, shares)
 
 
 def _slope_point(part: Gram, mean: NDArray[np.float64], radius: float) -> NDArray[np.float64] | None:
