@@ -10,29 +10,34 @@ from tokenkit.models.count import KINDS, Entry, Inventory
 
 def render_inventory(inventory: Inventory) -> RenderableType:
     """The tensors by name and kind, the totals of each kind, and what is stored."""
-    table = _table("shape", "dtype", "elements", "bytes")
-    for group in groups(inventory):
-        table.add_row(group.pattern, group.kind, *_cells(group.a))
+    found = groups(inventory)
+    plain = all(group.kind == KINDS[0] for group in found)  # then the kind says nothing, and there is room for names
+    table = _table("shape", "dtype", "elements", kind=not plain)
+    for group in found:
+        table.add_row(group.pattern, *([] if plain else [group.kind]), *_cells(group.a)[:3])
     return Group(Text(inventory.name, style="bold"), table, Text(""), *_totals(inventory))
 
 
 def render_difference(found: Difference) -> RenderableType:
-    """Both sides' tensors by name and kind, the totals, and why they differ."""
-    table = _table("A", "dtype", "elements", "B", "dtype", "elements")
+    """Both sides' elements by name and kind of tensor, the totals, and why they differ."""
+    table = _table("A", "B", "dtype")
     for group in groups(found.a, found.b):
-        table.add_row(group.pattern, group.kind, *_cells(group.a)[:3], *_cells(group.b)[:3])
+        a, b = _cells(group.a), _cells(group.b)
+        types = dict.fromkeys(cells[1] for cells in (a, b) if cells[1])
+        table.add_row(group.pattern, group.kind, a[2], b[2], " → ".join(types))
     parts: list[RenderableType] = [table, Text("")]
     for letter, side in (("A", found.a), ("B", found.b)):
         parts += [Text(f"{letter}: {side.name}", style="bold"), *_totals(side)]
     return Group(*parts, Text(""), *(Text(sentence) for sentence in found.sentences))
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("tensors", no_wrap=True)
-    table.add_column("kind")
+def _table(*columns: str, kind: bool = True) -> Table:
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column("tensors", overflow="fold")
+    if kind:
+        table.add_column("kind", no_wrap=True)
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=column != "shape")
     return table
 
 
