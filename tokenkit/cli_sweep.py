@@ -90,7 +90,9 @@ def presets() -> None:
     from tokenkit.verbs.presets import preset_table
 
     header, *rows = preset_table()
-    table = Table(*header)
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    for name in header:  # the model's name may be folded, what one has to type may not
+        table.add_column(name, no_wrap=name != "model", overflow="fold")
     for row in rows:
         table.add_row(*row)
     print_rich(table)
