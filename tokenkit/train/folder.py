@@ -9,7 +9,15 @@ from typing import Any
 from tokenkit.config import UserError, differences, dump_yaml, parse_yaml
 
 RUN_FILE = "run.yaml"
-MAY_CHANGE = ("train.stop_after", "output", "train.save_every", "train.keep_checkpoints", "train.log_every")
+MAY_CHANGE = (
+    "train.stop_after",
+    "output",
+    "train.save_every",
+    "train.keep_checkpoints",
+    "train.log_every",
+    "train.collect_garbage_every",
+    "push_to_hub",
+)
 
 
 def write_text(path: Path, text: str) -> None:
