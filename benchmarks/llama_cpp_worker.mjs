@@ -1,5 +1,6 @@
-// What llama.cpp makes of a GGUF file, through node-llama-cpp's prebuilt library: ids, logits and speed, as JSON.
-// Standard input: {folder, model, threads, rows: [[id]], texts: [text], generated}; folder holds node_modules.
+// What llama.cpp makes of a GGUF file, through node-llama-cpp's prebuilt library: ids, logits, texts and speed, as JSON.
+// Standard input: {folder, model, threads, rows: [[id]], texts: [text], generated, prompts: [text], max_new, suppressed: [id]};
+// folder holds node_modules. `generated` ids are drawn for speed; `prompts` are continued greedily, up to an end of text.
 import {readFileSync} from "node:fs";
 import {join} from "node:path";
 import {pathToFileURL} from "node:url";
@@ -8,10 +9,12 @@ const asked = JSON.parse(readFileSync(0, "utf8"));
 const entry = join(asked.folder, "node_modules", "node-llama-cpp", "dist", "index.js");
 const {getLlama} = await import(pathToFileURL(entry).href);
 const llama = await getLlama({gpu: false, build: "never", progressLogs: false, logLevel: "error"});
+const loading = process.hrtime.bigint();
 const model = await llama.loadModel({modelPath: asked.model, gpuLayers: 0});
 const context = await model.createContext({contextSize: 512, threads: asked.threads, flashAttention: false});
 const sequence = context.getSequence();
-const found = {ids: asked.texts.map((text) => model.tokenize(text, false)), logits: [], seconds: 0, tokens: 0};
+const load_s = Number(process.hrtime.bigint() - loading) / 1e9;
+const found = {load_s, texts: [], generate_s: 0, ids: asked.texts.map((text) => model.tokenize(text, false)), logits: [], seconds: 0, tokens: 0};
 for (const row of asked.rows) {
     await sequence.clearHistory();
     const items = row.map((token) => [token, {generateNext: {logits: true}}]);
@@ -21,6 +24,25 @@ for (const row of asked.rows) {
         for (const [token, value] of output.next.logits) dense[token] = value;
         return dense;
     }));
+}
+const bias = new Map((asked.suppressed ?? []).map((token) => [token, "never"]));
+for (const prompt of asked.prompts ?? []) {
+    await sequence.clearHistory();
+    const ids = [model.tokens.bos, ...model.tokenize(prompt, false)];
+    const begin = process.hrtime.bigint();
+    await sequence.evaluateWithoutGeneratingNewTokens(ids.slice(0, -1));
+    const written = [];
+    for (let last = ids.at(-1); written.length < asked.max_new;) {
+        const options = {temperature: 0, ...(bias.size ? {tokenBias: () => bias} : {})};
+        const [output] = await sequence.controlledEvaluate([[last, {generateNext: {token: true, options}}]]);
+        last = output.next.token;
+        if (last === undefined || model.isEogToken(last)) break;
+        written.push(last);
+    }
+    found.generate_s += Number(process.hrtime.bigint() - begin) / 1e9;
+    found.tokens += written.length;
+    found.ids.push(written);
+    found.texts.push(model.detokenize(written, false, ids));
 }
 if (asked.generated > 0) {
     await sequence.clearHistory();

@@ -1,14 +1,13 @@
 """The command line: one thin function per verb. Heavy imports stand inside, so that help is quick."""
 
 import errno
-import logging
 import sys
 from typing import Annotated
 
 import typer
 
 from tokenkit import cli_sweep, cli_tokenizer
-from tokenkit.cli_shared import DryRun, Quiet, Resume, Words, print_json, print_rich, print_values, shown
+from tokenkit.cli_shared import DryRun, Quiet, Resume, Words, log_calmly, print_json, print_rich, print_values, shown
 from tokenkit.config import UserError, load
 
 app = typer.Typer(
@@ -319,7 +318,7 @@ def schema(
 
 def main() -> None:
     """Runs the command line; a user's mistake is one line and exit code 2, an obeyed signal 128 plus its number."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    log_calmly()
     try:
         app(prog_name="tokenkit")
     except UserError as error:

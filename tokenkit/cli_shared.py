@@ -20,6 +20,13 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that th
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 
+def log_calmly() -> None:
+    """Warnings as lines of their own; without those of a package that says at its import what no user can act on."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    for name in ("torchao", "torch.utils._pytree"):  # its kernels for GPUs, its registrations with torch
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def shown(run: Config, dry_run: bool) -> bool:
     """Whether the run was only to be shown, as it now is."""
     if dry_run:
@@ -53,7 +60,7 @@ def print_rich(shown: Any) -> None:
 
 def run_script(name: str, action: Callable[[], int | None]) -> None:
     """Runs a program: a user's mistake is one line and exit code 2, an obeyed signal 128 plus its number."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    log_calmly()
     try:
         code = action()
     except UserError as error:

@@ -75,6 +75,9 @@ class BuiltinBackend:
             found["teacher"] = self.teacher.identity
         return found
 
+    def members(self, task: str) -> list[str]:
+        return [task]
+
     def evaluate(
         self, subject: Subject, tasks: Sequence[str], *, limit: int | None, num_fewshot: int | None
     ) -> list[EvalRow]:
@@ -169,6 +172,9 @@ class OwnBackend:
 
     def depends_on(self, task: str) -> dict[str, Any]:
         return {"text": self.held_out.fingerprint(), "code": self.metrics[task].sha256}
+
+    def members(self, task: str) -> list[str]:
+        return [task]
 
     def evaluate(
         self, subject: Subject, tasks: Sequence[str], *, limit: int | None, num_fewshot: int | None

@@ -20,7 +20,7 @@ from tokenkit.eval.bits_per_byte import EvalConfig
 from tokenkit.eval.metrics import OwnMetric
 from tokenkit.eval.summary import Direction, score
 
-BackendName = Literal["builtin", "hf", "vllm"]
+BackendName = Literal["builtin", "tokenkit", "hf", "vllm"]
 BUILTIN = ("perplexity", "cloze", "agreement")
 TASK_VERSION = "1"  # of the built-in tasks; a change of what they measure raises it
 logger = logging.getLogger(__name__)
@@ -30,22 +30,56 @@ class HarnessConfig(Config):
     """Tasks that a finished model is measured on."""
 
     tasks: list[str] = Field(min_length=1)
-    """Of `builtin`: `perplexity` (bits per byte, and perplexity per token, byte and word), `cloze` (the right one of
-    several continuations) and `agreement` (with the teacher). Of `hf` and `vllm`: names of lm-evaluation-harness."""
-    backend: BackendName = "builtin"
-    """`hf` and `vllm` need the package lm-eval, `vllm` also vllm; without them a run warns once and goes on."""
+    """Built in: `perplexity` (bits per byte, and perplexity per token, byte and word), `cloze` (the right one of several
+    continuations), `agreement` (with the teacher). All others: tasks, groups and tags of lm-evaluation-harness."""
+    backend: BackendName | None = None
+    """Null: `builtin` for built-in tasks, `tokenkit` for all others. `tokenkit` asks lm-eval's tasks of any model that we
+    can read; `hf` and `vllm` are lm-eval's own classes, for plain folders. All three need the package lm-eval, `vllm` also
+    vllm; without them a run warns once and goes on."""
     limit: int | None = Field(None, ge=1)
     """Documents or questions of each task at most."""
     num_fewshot: int | None = Field(None, ge=0)
     """Solved examples before each question; null: as many as the task has by itself, none in built-in ones."""
     cloze: Path | None = None
     """For `cloze`: JSON lines of `{context: text, choices: [text, ...], answer: number of the right one}`."""
+    include_path: list[Path] = []
+    """Folders of task files (YAML) of your own. `${lm_eval}` in them is the folder of that package."""
+    placeholders: dict[str, str] = {}
+    """What further `${name}` in those files stand for, a folder of data for example."""
+    batch_tokens: int = Field(4096, ge=1)
+    """Tokens that `tokenkit` reads together, padding included. Does not change the figures."""
+    add_bos: bool | None = True
+    """Of `tokenkit`: the start token stands before every text, as in training. Null: where the tokenizer's own files put
+    it, which is what `hf` does."""
+    max_length: int | None = Field(None, ge=2)
+    """Of `tokenkit`: tokens read at most, the beginning is left out; null: as many as the model has positions."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     """Number format of `hf` and `vllm`. In 16 bits the perplexity of a small model can rise by 40 %."""
+    apply_chat_template: bool = False
+    """Ask in the form of a conversation, as the tokenizer's family writes one."""
+    fewshot_as_multiturn: bool = True
+    """With it: solved examples are turns of the conversation; false: all in one user's turn."""
+    system_instruction: str | None = None
+    """Stands before every question; the system's turn with a chat template."""
+    generation: dict[str, str | int | float | bool | list[str]] = {}
+    """Put over the tasks' own options of generation: `max_gen_toks`, `until`, `do_sample`, `temperature`, `top_p`, ..."""
+    confirm_run_unsafe_code: bool = False
+    """Run tasks that execute code which the model wrote. Only on a machine that may be harmed."""
+    log_samples: Path | None = None
+    """A folder for every question, answer and figure: JSON lines per model and task. Nothing is taken from the cache."""
     teacher: bool = True
     """Measure the teacher as well, where there is one that can be loaded."""
     cache: Path | None = None
     """A folder that keeps results for other runs; null: `benchmarks/` in the run folder."""
+
+    def jobs(self) -> dict[Literal["builtin", "tokenkit", "hf", "vllm"], list[str]]:
+        """The tasks of each backend."""
+        if self.backend is not None:
+            return {self.backend: self.tasks}
+        found: dict[Literal["builtin", "tokenkit", "hf", "vllm"], list[str]] = {}
+        for task in self.tasks:
+            found.setdefault("builtin" if task in BUILTIN else "tokenkit", []).append(task)
+        return found
 
     @model_validator(mode="after")
     def _known(self) -> "HarnessConfig":
@@ -53,8 +87,8 @@ class HarnessConfig(Config):
             if task not in BUILTIN:
                 close = difflib.get_close_matches(task, BUILTIN, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"built in are {', '.join(BUILTIN)}"
-                raise UserError(f"eval.harness.tasks: {task!r}: {hint}; tasks of lm-eval need backend=hf or vllm")
-        if "cloze" in self.tasks and self.backend == "builtin" and self.cloze is None:
+                raise UserError(f"eval.harness.tasks: {task!r}: {hint}; tasks of lm-eval need backend=tokenkit")
+        if "cloze" in self.jobs().get("builtin", []) and self.cloze is None:
             raise UserError("eval.harness.cloze: missing; write a .jsonl file of context, choices and answer")
         return self
 
@@ -98,6 +132,12 @@ class Subject:
     identity: str | None = None
     """None: results are not kept."""
 
+    @property
+    def label(self) -> str:
+        """A name for files about it."""
+        name = Path(self.source).name or "model"
+        return name if self.identity is None else f"{name}-{self.identity[:8]}"
+
 
 class NotRun(Exception):
     """A backend that cannot work here; the message says why and what to do."""
@@ -117,6 +157,10 @@ class Backend(Protocol):
         """What else a result of this backend hangs on, as plain values."""
         ...
 
+    def members(self, task: str) -> Sequence[str]:
+        """The names that rows of a task come under: its own, and those of what a group consists of."""
+        ...
+
     def evaluate(
         self, subject: Subject, tasks: Sequence[str], *, limit: int | None, num_fewshot: int | None
     ) -> list[EvalRow]:
@@ -132,25 +176,30 @@ def benchmark(
     limit: int | None,
     num_fewshot: int | None,
     cache: Path | None = None,
+    reuse: bool = True,
 ) -> list[EvalRow]:
-    """The rows of all tasks in their order: from the cache where it has them. What fails becomes rows that say so."""
+    """The rows of all tasks in their order: from the cache where it has them. What fails becomes rows that say so.
+
+    `reuse`: False measures again what the cache has.
+    """
     try:
         version = backend.version()
         files = _files(backend, version, subject, tasks, limit, num_fewshot, cache)
-        known = {task: rows for task, file in files.items() if (rows := _read(file)) is not None}
+        known = {task: rows for task, file in files.items() if reuse and (rows := _read(file)) is not None}
         missing = [task for task in tasks if task not in known]
         options = {"limit": limit, "num_fewshot": num_fewshot}
         measured = backend.evaluate(subject, missing, **options) if missing else []
+        members = {task: backend.members(task) for task in missing}
     except NotRun as error:
         return not_run(backend.name, tasks, limit, num_fewshot, str(error))
     except Exception as error:  # a benchmark that fails must not take a trained model with it
         return not_run(backend.name, tasks, limit, num_fewshot, failure(error, f"{backend.name} benchmarks"))
     for task in missing:
-        known[task] = [row for row in measured if row.task == task]
+        own = [row for row in measured if row.task == task]
+        known[task] = own + [row for row in measured if row.task != task and row.task in members[task]]
         if task in files and known[task] and all(row.value is not None for row in known[task]):
             _write(files[task], known[task])
-    beside = [row for row in measured if row.task not in tasks]  # what a group of tasks consists of
-    return [row for task in tasks for row in known[task]] + beside
+    return [row for task in tasks for row in known[task]]
 
 
 def failure(error: Exception, what: str) -> str:

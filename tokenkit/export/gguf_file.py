@@ -30,6 +30,7 @@ KINDS = {name: Kind[name.upper()] for name in ("f32", "f16", "bf16", "q8_0", "tq
 FILE_TYPES = {name: gguf.LlamaFileType[f"{'ALL' if name == 'f32' else 'MOSTLY'}_{name.upper()}"] for name in KINDS}
 TERNARY = (Kind.TQ1_0, Kind.TQ2_0)
 BLOCKS = {Kind.Q8_0: 32, Kind.TQ1_0: 256, Kind.TQ2_0: 256}  # weights of a row that share a scale
+POSITIONS = "position_embd.weight"
 EMBEDDINGS = ("token_embd.weight", "output.weight")
 
 
@@ -72,8 +73,10 @@ def export_gguf(
         draft.rename(path)
     finally:
         draft.unlink(missing_ok=True)
+    wide = [name for name, found in kinds.items() if found == Kind.F16 and kind == Kind.Q8_0]
+    notes = [*vocabulary.notes, *([f"f16, as their rows do not divide by 32: {len(wide)} matrices"] if wide else [])]
     names = {"architecture": gguf.MODEL_ARCH_NAMES[plan.arch], "tokenizer": vocabulary.model, "pre": vocabulary.pre}
-    return {**names, **figures, "bytes": path.stat().st_size, "notes": vocabulary.notes}
+    return {**names, **figures, "bytes": path.stat().st_size, "notes": notes}
 
 
 def _kinds(plan: Plan, kind: Kind, embeddings: Kind) -> dict[str, Kind]:
@@ -88,12 +91,13 @@ def _kinds(plan: Plan, kind: Kind, embeddings: Kind) -> dict[str, Kind]:
         else:
             kinds[name] = Kind.F16 if kind in TERNARY and not isinstance(value, Ternary) else kind
         block = BLOCKS.get(kinds[name], 1)
-        if shape[-1] % block:
-            instead = "f16" if block == 32 else "q8_0 or f16"
+        if shape[-1] % block and kinds[name] in TERNARY:
             raise UserError(
                 f"{name}: rows of {shape[-1]}, and {kinds[name].name.lower()} needs a multiple of {block}; take widths "
-                f"divisible by {block}, or {'embedding_type' if name in EMBEDDINGS else 'type'}={instead}"
+                f"divisible by {block}, or type=q8_0 or f16"
             )
+        if shape[-1] % block or name == POSITIONS:
+            kinds[name] = Kind.F32 if name == POSITIONS else Kind.F16  # as llama.cpp's own quantiser does
     return kinds
 
 

@@ -1,7 +1,8 @@
 """A model in the words of llama.cpp: which architecture, its numbers, its tensors by their GGUF names.
 
 Rotary embeddings turn pairs of channels. transformers pairs a channel with the one half a head further, as do
-llama.cpp's `qwen2` and `bitnet`; its `llama` pairs neighbours, so rows of queries and keys are put in that order here.
+llama.cpp's `qwen2`, `qwen3` and `bitnet`; its `llama` pairs neighbours, so rows of queries and keys are put in that
+order here.
 """
 
 import math
@@ -13,6 +14,7 @@ import gguf
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from tokenkit.config import UserError
 from tokenkit.export.ternary_layout import stock_layout
@@ -22,9 +24,12 @@ ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA,
     "mistral": gguf.MODEL_ARCH.LLAMA,
     "qwen2": gguf.MODEL_ARCH.QWEN2,
+    "qwen3": gguf.MODEL_ARCH.QWEN3,
+    "gpt2": gguf.MODEL_ARCH.GPT2,
     "bitnet": gguf.MODEL_ARCH.BITNET,
 }
 NEIGHBOURS = (gguf.MODEL_ARCH.LLAMA,)  # architectures that turn neighbouring channels
+ACTIVATIONS = {"gpt2": ("gelu_new", "gelu_pytorch_tanh")}  # silu in all others
 ROPE_FREQUENCIES = "rope_freqs.weight"
 SUB_NORM_NAMES = {  # which the package's own table of names leaves out
     "model.layers.{}.self_attn.attn_sub_norm.weight": "blk.{}.attn_sub_norm.weight",
@@ -70,11 +75,22 @@ def gguf_plan(model: PreTrainedModel) -> Plan:
         for name, tensor in model.state_dict(keep_vars=True).items():
             seen.setdefault(id(tensor), (name, tensor.detach()))
         found = dict(seen.values())
+        found |= {f"{name}.weight": layer.weight.detach().T for name, layer in _transposed(model)}
     arch = _architecture(config)
     tensors = _renamed(arch, config, found)
     numbers = _numbers(config)
-    _add_rope(arch, config, numbers, tensors)
+    if arch == gguf.MODEL_ARCH.GPT2:
+        numbers.append((gguf.GGUFWriter.add_layer_norm_eps, config.layer_norm_epsilon))
+    else:
+        numbers.append((gguf.GGUFWriter.add_layer_norm_rms_eps, config.rms_norm_eps))
+        numbers.append((gguf.GGUFWriter.add_rope_dimension_count, _head_size(config)))
+        _add_rope(arch, config, numbers, tensors)
     return Plan(arch, tensors, numbers)
+
+
+def _transposed(model: PreTrainedModel) -> list[tuple[str, Conv1D]]:
+    """The layers whose matrices stand the other way round, GPT-2's."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, Conv1D)]
 
 
 def _architecture(config: PreTrainedConfig) -> gguf.MODEL_ARCH:
@@ -82,8 +98,10 @@ def _architecture(config: PreTrainedConfig) -> gguf.MODEL_ARCH:
     if kind not in ARCHITECTURES:
         raise UserError(f"export: model_type {kind} cannot be written as GGUF here; {', '.join(ARCHITECTURES)} can")
     problem = None
-    if config.hidden_act != "silu":
-        problem = f"hidden_act {config.hidden_act}, and silu is what is written here"
+    wanted = ACTIVATIONS.get(kind, ("silu", "swish"))
+    activation = values["activation_function" if kind == "gpt2" else "hidden_act"]
+    if activation not in wanted:
+        problem = f"hidden_act {activation}, and {wanted[0]} is what is written here"
     elif values.get("use_sliding_window") or (kind == "mistral" and values.get("sliding_window")):
         problem = "a sliding window, which is not written here"
     elif kind == "bitnet" and config.attention_bias:
@@ -136,19 +154,19 @@ def interleaved(rows: Tensor, heads: int) -> Tensor:
 
 
 def _numbers(config: PreTrainedConfig) -> list[tuple[Callable[[gguf.GGUFWriter, Any], None], Any]]:
-    head, writer = _head_size(config), gguf.GGUFWriter
+    head, writer, values = _head_size(config), gguf.GGUFWriter, config.to_dict()
+    inner = values["n_inner"] or 4 * config.n_embd if "n_inner" in values else config.intermediate_size
+    heads = values.get("num_key_value_heads") or config.num_attention_heads
     return [
         (writer.add_vocab_size, config.vocab_size),
         (writer.add_context_length, config.max_position_embeddings),
         (writer.add_embedding_length, config.hidden_size),
         (writer.add_block_count, config.num_hidden_layers),
-        (writer.add_feed_forward_length, config.intermediate_size),
+        (writer.add_feed_forward_length, inner),
         (writer.add_head_count, config.num_attention_heads),
-        (writer.add_head_count_kv, config.num_key_value_heads),
+        (writer.add_head_count_kv, heads),
         (writer.add_key_length, head),
         (writer.add_value_length, head),
-        (writer.add_layer_norm_rms_eps, config.rms_norm_eps),
-        (writer.add_rope_dimension_count, head),
     ]
 
 

@@ -20,6 +20,7 @@ from tokenkit.export.verify import ExportError
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.tokenizers.formats import read_format
 from tokenkit.tokenizers.formats.definition import whole
+from tokenkit.tokenizers.formats.llama_cpp import NO_MERGE
 from tokenkit.tokenizers.formats.pieces import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from tokenkit.tokenizers.formats.splits import SPLITS, byte_level_steps
 from tokenkit.tokenizers.hf import HFTokenizer
@@ -158,17 +159,15 @@ def _types(definition: Definition, tokenizer: Tokenizer, names: dict[int, str], 
 
 def _byte_level(definition: Definition, name: str, tokens: list[str], types: list[int]) -> Vocabulary:
     merges = [m if isinstance(m, str) else " ".join(m) for m in definition["model"]["merges"]]
-    if not merges:
-        raise UserError(f"{name}: has no merges, and llama.cpp reads no byte-level tokenizer without; take another")
     normalizers = {part["type"] for part in parts(definition.get("normalizer"))} - {"Sequence", "NFC"}
     if normalizers:
         raise UserError(f"{name}: its {sorted(normalizers)[0]} normalizer has no place in a GGUF file; take another")
-    pre, notes = _pre(definition, name), []
+    pre, notes = _pre(definition, name) if merges else "gpt-2", []  # bytes are bytes wherever the text is cut
     if any(part["type"] == "NFC" for part in parts(definition.get("normalizer"))):
         notes.append("llama.cpp does not bring text into NFC")
     if pre in {PRE.get((split, flag)) for split in LOOSE for flag in (False, True)}:
         notes.append("llama.cpp cuts words with combining marks otherwise than this family's regular expression")
-    return Vocabulary("gpt2", pre, tokens, types, merges=merges, notes=notes)
+    return Vocabulary("gpt2", pre, tokens, types, merges=merges or [NO_MERGE], notes=notes)
 
 
 def _pre(definition: Definition, name: str) -> str:

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from tokenkit.models.load import input_matrix
 
 MAX_BYTES = 16
-BASE = 257  # a byte or, as 256, the end of what may be matched
+BREAK = 256  # the first id that is no byte: no old token goes across it
+BASE = BREAK + 1
 
 
 class LongestSuffix:
@@ -47,9 +48,9 @@ class LongestSuffix:
     def __call__(self, ids: Int[Tensor, "B T"], before: Int[Tensor, "B W"] | None = None) -> Int[Tensor, "B T"]:
         """The old token's id at each position, -1 where none ends there; `before` are the ids that came first."""
         window = ids if before is None else torch.cat([before.to(ids), ids], 1)
-        window = window.clamp_max(256)  # every special token is a break
+        window = window.clamp_max(BREAK)  # every special token is a break
         rows, total = window.shape
-        reversed_bytes = window.new_full((rows, total, MAX_BYTES), 256)
+        reversed_bytes = window.new_full((rows, total, MAX_BYTES), BREAK)
         for back in range(min(MAX_BYTES, total)):
             reversed_bytes[:, back:, back] = window[:, : total - back]
         reversed_bytes = reversed_bytes[:, total - ids.shape[1] :]
@@ -86,29 +87,26 @@ class InputExpansion(nn.Module):
         self.spellings = list(spellings)
         self.match = LongestSuffix(self.spellings)
         self.register_buffer("old_rows", old_rows.detach().clone(), persistent=False)
-        self._enabled, self._running = True, False
-        self._last: Tensor | None = None
+        self._enabled = True
+        self._before: Tensor | None = None
 
     def add(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """The hook: the embedding's output and the row of the longest old token that ends there."""
         if not self._enabled:
             return output
         ids = inputs[0]
-        token = self.match(ids, self._last if self._running else None)
-        if self._running:
-            seen = ids if self._last is None else torch.cat([self._last, ids], 1)
-            self._last = seen[:, 1 - MAX_BYTES :]
+        token = self.match(ids, self._before)
         rows = self.old_rows.to(output)[token.clamp_min(0)]
         return output + rows.masked_fill((token < 0).unsqueeze(-1), 0.0)
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Inside, every call goes on where the one before stopped: a prompt, then one token at a time."""
-        self._running, self._last = True, None
+    def after(self, before: Int[Tensor, "B W"] | None) -> Iterator[None]:
+        """Inside, the ids of a call follow these, which a key-value cache stands for; None: they follow nothing."""
+        self._before = None if before is None else before[:, 1 - MAX_BYTES :]
         try:
             yield
         finally:
-            self._running, self._last = False, None
+            self._before = None
 
     @contextmanager
     def off(self) -> Iterator[None]:

@@ -7,30 +7,30 @@ sequence can be drawn again, alone, later, on another device. What remains is th
 last bits with the size of the batch, and then a race of two ids that close (about one in a million) may end otherwise.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from itertools import groupby
+from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenkit.config import Config, UserError
-from tokenkit.models.expand import expansion_of
-from tokenkit.models.generate import empty_ids
-from tokenkit.models.load import head_matrix
+from tokenkit.models.reader import Reader
+from tokenkit.models.repetition import Repetition
 from tokenkit.models.temperature import Temperature, TemperatureConfig
-from tokenkit.models.view import ModelView
-from tokenkit.quantities import at_least_float32
 from tokenkit.tokenizers.base import Tokenizer
 
 GOLDEN, MIX_A, MIX_B = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # of splitmix64
 POSITIONS = ("max_position_embeddings", "n_positions")  # what config.json calls them, by family
 Until = Callable[[list[int]], bool]
+Enough = Callable[[int, int], bool]
 
 
 class DrawConfig(Config):
@@ -67,11 +67,35 @@ class Drawing:
     min_new_tokens: int
     stop_ids: frozenset[int]
     forbidden: tuple[int, ...]
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int = 0
+
+    def barred(self, n: int) -> Int64[Tensor, "M"]:
+        """The ids that are never the n-th new one."""
+        return self._early if n < self.min_new_tokens else self._always
+
+    @cached_property
+    def _always(self) -> Int64[Tensor, "M"]:
+        return torch.tensor(self.forbidden, dtype=torch.long)
+
+    @cached_property
+    def _early(self) -> Int64[Tensor, "M"]:
+        return torch.tensor([*self.forbidden, *sorted(self.stop_ids)], dtype=torch.long)
+
+    def repetition(self, rows: Sequence[Sequence[int]], vocab_rows: int, device: torch.device) -> Repetition | None:
+        """What the rows hold, where their logits depend on it."""
+        if self.repetition_penalty == 1 and not self.no_repeat_ngram:
+            return None
+        options = {"penalty": self.repetition_penalty, "no_repeat_ngram": self.no_repeat_ngram, "device": device}
+        return Repetition(rows, vocab_rows, **options)
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """New ids, the one that ended the sequence among them, and their log-probability at temperature 1, in nats."""
+    """New ids, the one that ended the sequence among them, and their log-probability at temperature 1, in nats.
+
+    The log-probability is the model's own, before penalties and filters; nan where it was not asked for.
+    """
 
     ids: list[int]
     logp: float
@@ -95,13 +119,18 @@ def drawing_of(config: SamplingConfig, tokenizer: Tokenizer, rows: int, ends: Se
     )
 
 
+def empty_ids(tokenizer: Tokenizer, rows: int) -> list[int]:
+    """The ids below `rows` that stand for nothing: holes in the tokenizer's id range, and padding rows beyond it."""
+    spelled = {i for i, spelling in enumerate(tokenizer.token_bytes) if spelling} | tokenizer.special_ids
+    return [i for i in range(rows) if i not in spelled]
+
+
 def sequence_key(seed: int, number: int, stream: int = 0) -> int:
     """The 64 bits from which every random number of a sequence follows, as a signed number."""
     word = np.random.SeedSequence([seed, number, stream]).generate_state(1, np.uint64)[0]
     return _signed(int(word))
 
 
-@torch.no_grad()
 def sample(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
@@ -111,31 +140,71 @@ def sample(
     batch_size: int = 16,
     limits: Sequence[int] | None = None,
     until: Until | None = None,
+    scored: bool = True,
 ) -> list[Sampled]:
     """One continuation per prompt, in the order of the prompts, in evaluation mode; no random state is touched.
 
-    Prompts of one length are read together, so nothing is padded and the model needs neither mask nor positions.
-    `limits` are new tokens at most, per prompt; `until` says of a row's new ids that they are enough.
+    `limits` are new tokens at most, per prompt; `until` says of a row's new ids that they are enough; without
+    `scored` no log-probabilities are computed.
     """
     limits = [drawing.max_new_tokens] * len(prompts) if limits is None else limits
     check_positions(model, max((len(p) + limit for p, limit in zip(prompts, limits, strict=True)), default=0))
-    found: dict[int, Sampled] = {}
+    rows: list[list[int]] = [[] for _ in prompts]
+    logp = [0.0] * len(prompts)
+
+    def enough(place: int, i: int) -> bool:
+        rows[place].append(i)
+        return until is not None and until(rows[place])
+
+    options = {"batch_size": batch_size, "limits": limits, "enough": enough, "scored": scored}
+    for place, _, said in drawn(model, prompts, drawing, keys, **options):
+        logp[place] += said
+    return [Sampled(row, value, bool(row) and row[-1] in drawing.stop_ids) for row, value in zip(rows, logp)]
+
+
+def drawn(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    drawing: Drawing,
+    keys: Sequence[int],
+    *,
+    batch_size: int,
+    limits: Sequence[int],
+    enough: Enough,
+    scored: bool,
+) -> Iterator[tuple[int, int, float]]:
+    """(number of the prompt, new id, its log-probability), one by one as they are drawn.
+
+    `enough(number, new id)` is asked once for each before it is given out, and ends the sequence. Prompts of like
+    lengths are read together, padded at the left; a sequence that is over leaves its batch.
+    """
     training = model.training
     model.eval()
     try:
-        for places in _batches(prompts, batch_size):
-            ids = torch.tensor([list(prompts[place]) for place in places], device=model.device)
-            chosen = [limits[place] for place in places], torch.tensor([keys[place] for place in places])
-            found |= dict(zip(places, _continued(model, ids, drawing, *chosen, until), strict=True))
+        for places in _batches(prompts, limits, batch_size, pads=Reader(model).pads):
+            for place, i, said in _continued(
+                model,
+                [list(prompts[place]) for place in places],
+                drawing,
+                [keys[place] for place in places],
+                [limits[place] for place in places],
+                lambda row, i, places=places: enough(places[row], i),
+                scored=scored,
+            ):
+                yield places[place], i, said
     finally:
         model.train(training)
-    return [found[place] for place in range(len(prompts))]
+
+
+def positions_of(model: PreTrainedModel) -> int | None:
+    """How many tokens the model reads; None where its configuration names no end."""
+    config = model.config.get_text_config().to_dict()
+    return next((config[key] for key in POSITIONS if config.get(key) is not None), None)
 
 
 def check_positions(model: PreTrainedModel, length: int) -> None:
     """UserError where sequences of `length` tokens are more than the model has positions for."""
-    config = model.config.get_text_config().to_dict()
-    positions = next((config[key] for key in POSITIONS if config.get(key) is not None), None)
+    positions = positions_of(model)
     if positions is not None and length - 1 > positions:  # the last token is not read
         raise UserError(
             f"max_new_tokens: {length} tokens with the prompt, but the model has {positions} positions; write "
@@ -143,79 +212,81 @@ def check_positions(model: PreTrainedModel, length: int) -> None:
         )
 
 
-def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
-    by_length: dict[int, list[int]] = {}
-    for place, prompt in enumerate(prompts):
-        by_length.setdefault(len(prompt), []).append(place)
-    for _, places in sorted(by_length.items()):
-        yield from (places[start : start + size] for start in range(0, len(places), size))
+def _batches(prompts: Sequence[Sequence[int]], limits: Sequence[int], size: int, *, pads: bool) -> Iterator[list[int]]:
+    places = sorted((place for place, limit in enumerate(limits) if limit > 0), key=lambda place: len(prompts[place]))
+    groups = [places] if pads else [list(group) for _, group in groupby(places, lambda place: len(prompts[place]))]
+    for group in groups:
+        yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
 def _continued(
     model: PreTrainedModel,
-    ids: Int[Tensor, "B T"],
+    prompts: list[list[int]],
     drawing: Drawing,
+    numbers: list[int],
     limits: list[int],
-    keys: Int64[Tensor, "B"],
-    until: Until | None,
-) -> list[Sampled]:
-    rows: list[list[int]] = [[] for _ in limits]
-    logp = torch.zeros(len(limits), dtype=torch.float64)
-    active = [limit > 0 for limit in limits]
-    expansion = expansion_of(model)
-    next_logits, keys = _Reader(model), keys.to(ids.device)
-    with expansion.running() if expansion else nullcontext():
-        for n in range(max(limits)):
-            if not any(active):
-                break
-            logits = next_logits(ids)
-            chosen = draw(logits, keys, n, drawing)
-            said = logits.log_softmax(-1).gather(1, chosen[:, None]).squeeze(1).cpu()
-            if said.isnan().any():
-                raise UserError(
-                    f"{model.config.model_type}: its logits are not numbers at new token {n}; mend the model"
-                )
-            logp += torch.where(torch.tensor(active), said, 0.0)
-            for row, i in enumerate(chosen.tolist()):
-                if active[row]:
-                    rows[row].append(i)
-                    over = i in drawing.stop_ids or len(rows[row]) == limits[row]
-                    active[row] = not over and not (until is not None and until(rows[row]))
-            ids = chosen[:, None]
-    return [
-        Sampled(row, value, bool(row) and row[-1] in drawing.stop_ids)
-        for row, value in zip(rows, logp.tolist(), strict=True)
-    ]
+    enough: Enough,
+    *,
+    scored: bool,
+) -> Iterator[tuple[int, int, float]]:
+    """As `drawn`, of one batch."""
+    reader, device = Reader(model), model.device
+    ids, mask = padded(prompts, device)
+    rows, keys, repetition, n = list(range(len(prompts))), torch.tensor(numbers, device=device), None, 0
+    while rows:
+        logits = reader(ids, mask if n == 0 else None)
+        if n == 0:
+            repetition = drawing.repetition(prompts, logits.shape[1], device)
+        chosen = draw(logits if repetition is None else repetition(logits), keys, n, drawing)
+        said, listed = said_of(logits, chosen, scored=scored, n=n).tolist(), chosen.tolist()
+        n += 1
+        kept = []
+        for place, (row, i, value) in enumerate(zip(rows, listed, said, strict=True)):
+            over = enough(row, i) or i in drawing.stop_ids or n == limits[row]
+            yield row, i, value
+            if not over:
+                kept.append(place)
+        if repetition is not None:
+            repetition.add(listed)
+        if len(kept) < len(rows):
+            rows, left = [rows[place] for place in kept], torch.tensor(kept, dtype=torch.long, device=device)
+            if not rows:
+                return
+            reader.select(left)
+            keys, chosen = keys[left], chosen[left]
+            if repetition is not None:
+                repetition.select(kept)
+        ids = chosen[:, None]
 
 
-class _Reader:
-    """The logits that follow the ids read so far; a model without a key-value cache reads all of them again."""
-
-    def __init__(self, model: PreTrainedModel):
-        self.body, self.head, self.form = model.base_model, head_matrix(model), ModelView(model).form()
-        self.cache: Any = None
-        self.seen: Tensor | None = None
-
-    def __call__(self, ids: Int[Tensor, "B T"]) -> Float64[Tensor, "B V"]:
-        whole = ids if self.seen is None else torch.cat([self.seen, ids], 1)
-        if self.cache is None:
-            output = self.body(input_ids=whole, use_cache=True)
-        else:
-            output = self.body(input_ids=ids, use_cache=True, past_key_values=self.cache)
-        self.cache, self.seen = output.get("past_key_values"), whole
-        hidden = output.last_hidden_state[:, -1]
-        return self.form(at_least_float32(hidden @ self.head.to(hidden.dtype).T)).double()
+def padded(
+    rows: Sequence[Sequence[int]], device: torch.device
+) -> tuple[Int64[Tensor, "B T"], Bool[Tensor, "B T"] | None]:
+    """The rows, padded at the left with an id of their own, and where they are; None where nothing is padded."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[*row[:1]] * (longest - len(row)) + [*row] for row in rows], device=device)
+    if all(len(row) == longest for row in rows):
+        return ids, None
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return ids, torch.arange(longest, device=device) >= longest - lengths[:, None]
 
 
-def draw(logits: Float64[Tensor, "B V"], keys: Int64[Tensor, "B"], n: int, drawing: Drawing) -> Int64[Tensor, "B"]:
+def said_of(logits: Float[Tensor, "B V"], chosen: Int64[Tensor, "B"], *, scored: bool, n: int) -> Float[Tensor, "B"]:
+    """The chosen ids' log-probabilities, nan if they are not asked for; UserError where logits are not numbers."""
+    value = (logits.double().log_softmax(-1) if scored else logits).gather(1, chosen[:, None]).squeeze(1).cpu()
+    if value.isnan().any():
+        raise UserError(f"the model's logits are not numbers at new token {n}; mend the model")
+    return value if scored else value.fill_(math.nan)
+
+
+def draw(logits: Float[Tensor, "B V"], keys: Int64[Tensor, "B"], n: int, drawing: Drawing) -> Int64[Tensor, "B"]:
     """The n-th new id of each sequence."""
-    temperature = drawing.temperature(n)
-    stopless = drawing.stop_ids if n < drawing.min_new_tokens else ()
-    barred = [*drawing.forbidden, *stopless]
-    if barred:
-        logits = logits.index_fill(1, torch.tensor(barred, device=logits.device), -torch.inf)
+    temperature, barred = drawing.temperature(n), drawing.barred(n)
+    if len(barred):
+        logits = logits.index_fill(1, barred.to(logits.device), -torch.inf)
     if temperature == 0:
         return logits.argmax(-1)
+    logits = logits.double()
     kept = kept_ids(logits, temperature, drawing.config)
     race = logits + temperature * gumbel(keys, n, logits.shape[1])
     return race.masked_fill(~kept, -torch.inf).argmax(-1)

@@ -34,6 +34,7 @@ PRE = {
 }
 # Those whose words need no merge where they are tokens.
 WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken"}
+NO_MERGE = "\u2400 \u2400"  # of characters that spell no byte: llama.cpp wants a list of merges, bytes have none
 MODELS = "gpt2, llama, t5 or bert"
 ROLE_KEYS = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
 BERT_ROLES = {"[PAD]": "pad_token", "[UNK]": "unk_token", "[CLS]": "cls_token", "[SEP]": "sep_token"}
@@ -106,14 +107,16 @@ def _gpt2(vocabulary: _Vocabulary, pattern: str | None) -> Parsed:
     pre = vocabulary.get("pre", str, "")
     split = _split(pre, name) if pattern is None else named_or_regex(pattern)
     ids = {token: index for index, token in enumerate(tokens)}
-    merges = []
-    for line in vocabulary.values("merges", str):
+    merges, lines = [], vocabulary.values("merges", str)
+    for line in lines:
+        if line == NO_MERGE:
+            continue
         cut = line.find(" ", 1)
         left, right = line[:cut], line[cut + 1 :]
         if cut < 0 or left not in ids or right not in ids or left + right not in ids:
             raise UserError(f"{name}: the merge {line[:40]!r} needs tokens that the file does not hold")
         merges.append((left, right))
-    if not merges:
+    if not lines:
         raise UserError(f"{name}: a GGUF file without tokenizer.ggml.merges; write one that holds them")
     kinds = zip(range(len(tokens)), vocabulary.types)
     added = [added_token(i, tokens[i], special=kind == CONTROL) for i, kind in kinds if kind in (CONTROL, USER_DEFINED)]

@@ -1,0 +1,170 @@
+"""Models in lockstep over tokens: one next-token distribution over the slots that their vocabularies share."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int, Int64
+from torch import Tensor
+
+from tokenkit.config import UserError
+from tokenkit.eval.bits_per_byte import BitsPerByte, EvalConfig, scored_batches
+from tokenkit.eval.combine import Combination
+from tokenkit.eval.ends import end_ids
+from tokenkit.eval.vocabulary_union import Slots
+from tokenkit.models.reader import Reader
+from tokenkit.models.sample import Drawing, check_positions, draw, sequence_key
+from tokenkit.models.stopping import TextSoFar
+from tokenkit.models.view import ModelView
+from tokenkit.tokenizers.base import Tokenizer
+
+PROMPTS = 16  # that are continued together
+
+Batch = tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model and its tokenizer."""
+
+    view: ModelView
+    tokenizer: Tokenizer
+
+    @property
+    def ends(self) -> list[int]:
+        """Ids that end what it writes."""
+        return end_ids(self.view.model, self.tokenizer)
+
+
+class Ensemble:
+    """Members that read ids of their own and choose among the same slots."""
+
+    def __init__(self, members: Sequence[Member], slots: Slots, combine: Combination, *, mapped: bool = False) -> None:
+        """`mapped`: what is scored is cut as the first model cuts it, and the others read their ids of its slots."""
+        self.members, self.slots, self.combine, self.mapped = members, slots, combine, mapped
+
+    @torch.no_grad()
+    def bits_per_byte(self, documents: Sequence[str], config: EvalConfig) -> BitsPerByte:
+        """Of the ensemble, over the tokens of the first model; its members' figures are `bits_per_byte` of each."""
+        if not self.mapped:
+            self._check_alike(documents)
+        nats, count = 0.0, 0
+        for batches in self._batches(documents, config):
+            labels = batches[0][1]
+            wanted = self._slots_of(labels[labels >= 0])
+            pieces = (
+                member.view.log_probabilities(inputs, own >= 0)
+                for member, (inputs, own) in zip(self.members, batches, strict=True)
+            )
+            for logits in zip(*pieces, strict=True):
+                logp = self.combine([self.slots.logp(n, one).double().cpu() for n, one in enumerate(logits)])
+                here, wanted = wanted[: len(logp)], wanted[len(logp) :]
+                nats -= logp.gather(1, here[:, None]).sum().item()
+                count += len(here)
+        num_bytes = sum(len(document.encode()) for document in documents)
+        return BitsPerByte(nats / (math.log(2) * num_bytes), nats, num_bytes, count)
+
+    def _batches(self, documents: Sequence[str], config: EvalConfig) -> Iterator[tuple[Batch, ...]]:
+        sides = self.members[:1] if self.mapped else self.members
+        for batches in zip(*(scored_batches(m.view, m.tokenizer, documents, config) for m in sides), strict=True):
+            if self.mapped:
+                inputs, labels = batches[0]
+                others = range(1, len(self.members))
+                batches = (*batches, *((self._mapped(n, inputs), labels.to(self._device(n))) for n in others))
+            yield batches
+
+    def _mapped(self, model: int, inputs: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+        """What another model reads: its start token, then its ids of the first one's slots (padding is any id)."""
+        slots = self.slots.slot_of.to(inputs.device)[inputs].clamp_min(0)
+        ids = self.slots.ids[model].to(inputs.device)[slots]
+        if bool((ids < 0).any()):
+            token = self.slots.spelled[int(slots[ids < 0][0])]
+            raise UserError(f"mappings: model {model} has no token for {token!r} of the text; take mode=byte")
+        ids[:, 0] = self.members[model].tokenizer.start_id()
+        return ids.to(self._device(model))
+
+    def _device(self, model: int) -> torch.device:
+        return self.members[model].view.model.device
+
+    def _slots_of(self, ids: Int[Tensor, "N"]) -> Int64[Tensor, "N"]:
+        slots = self.slots.slot_of[ids.cpu()]
+        if bool((slots < 0).any()):
+            missing = self.members[0].tokenizer.token_bytes[int(ids.cpu()[slots < 0][0])]
+            raise UserError(f"models: {missing!r} of the text is not a token of all of them; write mode=byte")
+        return slots
+
+    def _check_alike(self, documents: Sequence[str]) -> None:
+        """UserError where members cut a text differently: there is no one sequence of tokens to be scored."""
+        first = self.members[0].tokenizer
+        ours = first.encode_batch([*documents])
+        for member in self.members[1:]:
+            for one, other in zip(ours, member.tokenizer.encode_batch([*documents])):
+                if one.ends.tolist() != other.ends.tolist():
+                    raise UserError(
+                        f"models: {first.name} and {member.tokenizer.name} cut the text differently, so no sequence of "
+                        "tokens is both's; write mode=byte"
+                    )
+
+    @torch.no_grad()
+    def continued(
+        self,
+        prompts: "Sequence[str | Sequence[list[int]]]",
+        drawing: Drawing,
+        *,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        """One continuation per prompt, without it, up to any member's end or a stop string.
+
+        A prompt is text, which each model reads after its own start token as its own tokenizer cuts it; or ids of each
+        model, taken as they are.
+        """
+        rows = [self._ids(prompt) for prompt in prompts]
+        readers = [Reader(member.view.model) for member in self.members]
+        size = PROMPTS if all(reader.pads for reader in readers) else 1
+        found: list[str] = []
+        for start in range(0, len(rows), size):
+            some = rows[start : start + size]
+            keys = torch.tensor([sequence_key(seed, number) for number in range(start, start + len(some))])
+            found += self._together(some, keys, drawing, stop)
+        return found
+
+    def _ids(self, prompt: "str | Sequence[list[int]]") -> list[list[int]]:
+        if not isinstance(prompt, str):
+            return list(prompt)
+        sides = [member.tokenizer for member in self.members]
+        return [[side.start_id(), *side.encode_batch([prompt])[0].ids.tolist()] for side in sides]
+
+    def _together(
+        self, rows: Sequence[list[list[int]]], keys: Int64[Tensor, "B"], drawing: Drawing, stop: Sequence[str]
+    ) -> list[str]:
+        readers = [Reader(member.view.model) for member in self.members]
+        logits = []
+        for number, reader in enumerate(readers):
+            own = [row[number] for row in rows]
+            check_positions(self.members[number].view.model, max(map(len, own)) + drawing.max_new_tokens)
+            logits.append(reader(*_left_padded(own, self._device(number))))
+        texts, active = [TextSoFar(stop) for _ in rows], set(range(len(rows)))
+        for n in range(drawing.max_new_tokens):
+            logp = self.combine([self.slots.logp(number, one).double().cpu() for number, one in enumerate(logits)])
+            chosen = draw(logp, keys, n, drawing)
+            for row, slot in enumerate(chosen.tolist()):
+                if row in active and slot != self.slots.end:
+                    texts[row].add(self.slots.spelled[slot])
+                if slot == self.slots.end or texts[row].stopped:
+                    active.discard(row)
+            if not active or n + 1 == drawing.max_new_tokens:
+                break
+            read = self.slots.ids[:, chosen.clamp_max(self.slots.end - 1)].clamp_min(0)  # rows that are over read on
+            logits = [reader(read[k][:, None].to(self._device(k))) for k, reader in enumerate(readers)]
+        for text in texts:
+            text.finish()
+        return [text.text for text in texts]
+
+
+def _left_padded(rows: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    longest = max(map(len, rows))
+    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
+    mask = torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows], device=device)
+    return ids, mask
