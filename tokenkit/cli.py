@@ -110,17 +110,32 @@ def filter_source(words: Words = None, dry_run: DryRun = False) -> None:
 
 @app.command("eval")
 def evaluate(words: Words = None, dry_run: DryRun = False) -> None:
-    """Bits per byte of a model on held-out text, and benchmarks if the run asks for them."""
-    from tokenkit.verbs.evaluate import EvalRun, evaluate
+    """Bits per byte of a model, how its tokenizer cuts the text, and tasks; beside what it was before."""
+    from tokenkit.verbs.evaluate import EvalRun, before_after_table, evaluate
 
     run = load(EvalRun, words or [])
     if not shown(run, dry_run):
         figures = evaluate(run)
-        print_values({key: value for key, value in figures.items() if key != "benchmarks"})
+        print_values({key: value for key, value in figures.items() if key not in ("benchmarks", "before")})
+        if "before" in figures:
+            print_rich(before_after_table(figures))
         if "benchmarks" in figures:
             from tokenkit.verbs.benchmarks import benchmark_table
 
             print_rich(benchmark_table(figures["benchmarks"]))
+
+
+@app.command("eval-lockstep")
+def eval_lockstep(words: Words = None, dry_run: DryRun = False) -> None:
+    """Several models as one, over shared tokens, mapped tokens or bytes: bits per byte, and what it writes."""
+    from tokenkit.verbs.eval_lockstep import EvalLockstepRun, eval_lockstep, lockstep_table
+
+    run = load(EvalLockstepRun, words or [])
+    if not shown(run, dry_run):
+        figures = eval_lockstep(run)
+        if "members" in figures:
+            print_rich(lockstep_table(figures))
+        print_values(figures)
 
 
 @app.command()
@@ -254,12 +269,23 @@ def check_loss(
 @app.command()
 def generate(words: Words = None, dry_run: DryRun = False) -> None:
     """Let a model continue prompts."""
-    from tokenkit.verbs.generate import GenerateRun, continue_prompts
+    from tokenkit.verbs.generate import GenerateRun, prepared
 
     run = load(GenerateRun, words or [])
-    if not shown(run, dry_run):
-        for text in continue_prompts(run):
+    if shown(run, dry_run):
+        return
+    generation = prepared(run)
+    if run.stream:
+        for piece in generation.pieces():
+            typer.echo(piece, nl=False)
+            sys.stdout.flush()
+        typer.echo()
+    else:
+        for text in generation.texts(run.output):
             typer.echo(text)
+    drafting = generation.drafting()
+    if drafting is not None:
+        typer.echo(drafting, err=True)
 
 
 @app.command()

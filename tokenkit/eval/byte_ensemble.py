@@ -48,7 +48,7 @@ def byte_windows(document: str, context_bytes: int, stride_bytes: int | None = N
         raise UserError(f"stride: {stride} leaves no context of {context_bytes} bytes; write less")
     for start, end, first in context_windows(len(text) + 1, context_bytes + 1, stride):
         begin = start
-        while 0 < begin and text[begin] & 0xC0 == 0x80:  # inside a character
+        while begin > 0 and text[begin] & 0xC0 == 0x80:  # inside a character
             begin -= 1
         yield Window(text[begin : end - 1], first - 1 - begin)
 

@@ -43,8 +43,9 @@ def scores(
 
     `batch_tokens` are read together, padding included.
     """
-    found: dict[int, tuple[float, bool]] = {number: (0.0, True) for number, (_, labels) in enumerate(requests) if not labels}
-    for batch in batches(rows_of([r for r in requests]), batch_tokens):
+    nothing = [number for number, (_, labels) in enumerate(requests) if not labels]
+    found: dict[int, tuple[float, bool]] = dict.fromkeys(nothing, (0.0, True))
+    for batch in batches(rows_of(requests), batch_tokens):
         found |= _scores(view, batch)
     return [found[number] for number in range(len(requests))]
 

@@ -14,7 +14,7 @@ from tokenkit.eval.combine import Combination
 from tokenkit.eval.ends import end_ids
 from tokenkit.eval.vocabulary_union import Slots
 from tokenkit.models.reader import Reader
-from tokenkit.models.sample import Drawing, check_positions, draw, sequence_key
+from tokenkit.models.sample import Drawing, check_positions, draw, padded, sequence_key
 from tokenkit.models.stopping import TextSoFar
 from tokenkit.models.view import ModelView
 from tokenkit.tokenizers.base import Tokenizer
@@ -144,7 +144,7 @@ class Ensemble:
         for number, reader in enumerate(readers):
             own = [row[number] for row in rows]
             check_positions(self.members[number].view.model, max(map(len, own)) + drawing.max_new_tokens)
-            logits.append(reader(*_left_padded(own, self._device(number))))
+            logits.append(reader(*padded(own, self._device(number))))
         texts, active = [TextSoFar(stop) for _ in rows], set(range(len(rows)))
         for n in range(drawing.max_new_tokens):
             logp = self.combine([self.slots.logp(number, one).double().cpu() for number, one in enumerate(logits)])
@@ -161,10 +161,3 @@ class Ensemble:
         for text in texts:
             text.finish()
         return [text.text for text in texts]
-
-
-def _left_padded(rows: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    longest = max(map(len, rows))
-    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows], device=device)
-    return ids, mask

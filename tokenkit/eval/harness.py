@@ -30,12 +30,13 @@ class HarnessConfig(Config):
     """Tasks that a finished model is measured on."""
 
     tasks: list[str] = Field(min_length=1)
-    """Built in: `perplexity` (bits per byte, and perplexity per token, byte and word), `cloze` (the right one of several
-    continuations), `agreement` (with the teacher). All others: tasks, groups and tags of lm-evaluation-harness."""
+    """Built in: `perplexity` (bits per byte, and perplexity per token, byte and word), `cloze` (the right one of
+    several continuations), `agreement` (with the teacher). All others: tasks, groups and tags of
+    lm-evaluation-harness."""
     backend: BackendName | None = None
-    """Null: `builtin` for built-in tasks, `tokenkit` for all others. `tokenkit` asks lm-eval's tasks of any model that we
-    can read; `hf` and `vllm` are lm-eval's own classes, for plain folders. All three need the package lm-eval, `vllm` also
-    vllm; without them a run warns once and goes on."""
+    """Null: `builtin` for built-in tasks, `tokenkit` for all others. `tokenkit` asks lm-eval's tasks of any model that
+    we can read; `hf` and `vllm` are lm-eval's own classes, for plain folders. All three need the package lm-eval,
+    `vllm` also vllm; without them a run warns once and goes on."""
     limit: int | None = Field(None, ge=1)
     """Documents or questions of each task at most."""
     num_fewshot: int | None = Field(None, ge=0)
@@ -49,8 +50,8 @@ class HarnessConfig(Config):
     batch_tokens: int = Field(4096, ge=1)
     """Tokens that `tokenkit` reads together, padding included. Does not change the figures."""
     add_bos: bool | None = True
-    """Of `tokenkit`: the start token stands before every text, as in training. Null: where the tokenizer's own files put
-    it, which is what `hf` does."""
+    """Of `tokenkit`: the start token stands before every text, as in training. Null: where the tokenizer's own files
+    put it, which is what `hf` does."""
     max_length: int | None = Field(None, ge=2)
     """Of `tokenkit`: tokens read at most, the beginning is left out; null: as many as the model has positions."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
@@ -62,11 +63,11 @@ class HarnessConfig(Config):
     system_instruction: str | None = None
     """Stands before every question; the system's turn with a chat template."""
     generation: dict[str, str | int | float | bool | list[str]] = {}
-    """Put over the tasks' own options of generation: `max_gen_toks`, `until`, `do_sample`, `temperature`, `top_p`, ..."""
+    """Put over the tasks' own options of generation: `max_gen_toks`, `until`, `do_sample`, `temperature`, ..."""
     confirm_run_unsafe_code: bool = False
     """Run tasks that execute code which the model wrote. Only on a machine that may be harmed."""
     log_samples: Path | None = None
-    """A folder for every question, answer and figure: JSON lines per model and task. Nothing is taken from the cache."""
+    """A folder for every question, answer and figure: JSON lines per model and task. The cache is not read then."""
     teacher: bool = True
     """Measure the teacher as well, where there is one that can be loaded."""
     cache: Path | None = None

@@ -13,10 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from tokenkit.align.bias import write_whole
-from tokenkit.config import UserError
 from tokenkit.eval.builtin_tasks import Loader
 from tokenkit.eval.harness import EvalRow, HarnessConfig, NotRun, Subject, not_run
 from tokenkit.eval.lm_eval_tasks import TaskFolders
@@ -64,20 +64,21 @@ class LmEvalBackend:
         folders, version = self.folders(), self.version()
         folders.require(tasks)
         rows: list[EvalRow] = []
-        loaded: list[Any] = []
+        loaded: dict[str, dict[str, Any]] = {"tasks": {}, "groups": {}, "group_map": {}}
         for task in tasks:
             try:
-                loaded.append(self._prepared(folders, task, num_fewshot))
+                for kind, found in self._prepared(folders, task, num_fewshot).items():
+                    loaded[kind] |= found
             except NotRun as error:
                 rows += not_run(self.name, [task], limit, num_fewshot, str(error))
-        if not loaded:
+        if not loaded["tasks"]:
             return rows
         try:
             with _same_draws():
                 model = self._model(subject)
                 found = _imported("lm_eval").evaluate(
                     lm=model,
-                    task_dict=folders.manager(tasks).load([one for several in loaded for one in several]),
+                    task_dict=loaded,
                     limit=limit,
                     bootstrap_iters=0,
                     log_samples=self.asked.log_samples is not None,
@@ -92,7 +93,7 @@ class LmEvalBackend:
             write_samples(self.asked.log_samples / subject.label, found["samples"])
         return rows + rows_of_results(found, self.name, version, limit, num_fewshot)
 
-    def _prepared(self, folders: TaskFolders, name: str, num_fewshot: int | None) -> list[Any]:
+    def _prepared(self, folders: TaskFolders, name: str, num_fewshot: int | None) -> dict[str, dict[str, Any]]:
         """The harness's objects of a name, with the shots and the options of generation that the run asks for."""
         try:
             found = folders.load(name)
@@ -102,11 +103,9 @@ class LmEvalBackend:
                 f"the data of {name} are not here ({first}); fetch them once with a network, or write a task over "
                 "local files (eval.harness.include_path)"
             ) from None
-        several = found if isinstance(found, list) else [found]
-        for one in several:
-            for task in _leaves(one):
-                self._set(task, num_fewshot)
-        return several
+        for task in found["tasks"].values():
+            self._set(task, num_fewshot)
+        return found
 
     def _set(self, task: Any, num_fewshot: int | None) -> None:
         if task.config.unsafe_code and not self.asked.confirm_run_unsafe_code:
@@ -152,22 +151,16 @@ def release() -> None:
 @contextmanager
 def _same_draws() -> Iterator[None]:
     """Inside, what tasks draw (examples, orders) is the same every time; outside, nothing has been drawn."""
-    import numpy as np
-
-    kept, kept_numpy = random.getstate(), np.random.get_state()
+    kept, kept_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (theirs)
     try:
         with torch.random.fork_rng(devices=[]):
             random.seed(SEED)
-            np.random.seed(SEED)
+            np.random.seed(SEED)  # noqa: NPY002
             torch.manual_seed(SEED)
             yield
     finally:
         random.setstate(kept)
-        np.random.set_state(kept_numpy)
-
-
-def _leaves(item: Any) -> list[Any]:
-    return item.get_all_tasks() if type(item).__name__ == "Group" else [item]
+        np.random.set_state(kept_numpy)  # noqa: NPY002
 
 
 def _imported(package: str) -> ModuleType:
@@ -234,9 +227,5 @@ def write_samples(folder: Path, samples: Mapping[str, Sequence[Mapping[str, Any]
     folder.mkdir(parents=True, exist_ok=True)
     for task, rows in samples.items():
         lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-        try:
-            write_whole(folder / f"{task.replace('/', '_')}.jsonl", lambda path, text=lines: path.write_text(text, "utf-8"))
-        except OSError as error:
-            raise UserError(f"eval.harness.log_samples: {folder}: cannot be written ({error.strerror})") from None
-
-
+        name = f"{task.replace('/', '_')}.jsonl"
+        write_whole(folder / name, lambda path, text=lines: path.write_text(text, "utf-8"))

@@ -61,7 +61,7 @@ class TokenkitLM(LM):
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """In nats, and whether greedy generation would write the continuation."""
-        encoded = self.pairs.encode([request.args for request in requests])
+        encoded = self.pairs.encode([_two(request) for request in requests])
         asked = [self.pairs.cut(pair, _name(request)) for pair, request in zip(encoded, requests, strict=True)]
         found = scores(self.view, asked, batch_tokens=self.how.batch_tokens)
         for request, answer in zip(requests, found, strict=True):
@@ -86,7 +86,8 @@ class TokenkitLM(LM):
         """Continuations up to the first stop string, which is left out."""
         alike: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
-            alike.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(number)
+            _, options = request.args
+            alike.setdefault(json.dumps(options, sort_keys=True, default=str), []).append(number)
         prompts = self.pairs.prompts([request.args[0] for request in requests])
         found: dict[int, str] = {}
         for numbers in alike.values():
@@ -104,17 +105,14 @@ class TokenkitLM(LM):
         return [found[number] for number in range(len(requests))]
 
     def _generated(self, prompts: dict[int, list[int]], options: dict[str, Any]) -> dict[int, str]:
-        found: dict[int, str] = {}
         order = sorted(prompts, key=lambda number: -len(prompts[number]))
-        while order:
-            longest = len(prompts[order[0]]) + options["max_new_tokens"]
-            batch, order = _split(order, max(1, self.how.batch_tokens // longest))
-            drawn = {"seed": self.how.seed + batch[0]} if options.get("temperature") else {}
-            texts = generate(
-                self.view.model, self.text_tokenizer, [prompts[number] for number in batch], **options, **drawn
-            )
-            found |= {n: self._trimmed(text, options["stop"]) for n, text in zip(batch, texts, strict=True)}
-        return found
+        longest = len(prompts[order[0]]) + options["max_new_tokens"]
+        rows = [prompts[number] for number in order]
+        batch_size = max(1, self.how.batch_tokens // longest)
+        texts = generate(
+            self.view.model, self.text_tokenizer, rows, seed=self.how.seed, batch_size=batch_size, **options
+        )
+        return {n: self._trimmed(text, options["stop"]) for n, text in zip(order, texts, strict=True)}
 
     def _trimmed(self, text: str, stops: Sequence[str]) -> str:
         """As the harness trims: cut at every stop, without the space that such tokenizers put before a text."""
@@ -129,11 +127,12 @@ class TokenkitLM(LM):
 
     def _options(self, request: Instance) -> dict[str, Any]:
         """What a request asks of generation, in our words; UserError for what there is no word for."""
-        asked = dict(normalize_gen_kwargs(request.args[1], NEW_TOKENS))
+        _, given = request.args
+        asked: dict[str, Any] = dict(normalize_gen_kwargs(given, NEW_TOKENS))
         stops = [stop for stop in asked.pop("until") if stop]
         sampled = asked.pop("do_sample")
-        given = asked.pop("temperature", None)
-        temperature = (1.0 if given is None else float(given)) if sampled else 0.0
+        warmth = asked.pop("temperature", None)
+        temperature = (1.0 if warmth is None else float(warmth)) if sampled else 0.0
         options = {"max_new_tokens": asked.pop("max_gen_toks"), "temperature": temperature, "stop": stops}
         for name, value in asked.items():
             if name in DRAWN:
@@ -168,9 +167,10 @@ def positions_of(view: ModelView) -> int:
     return int(found)
 
 
+def _two(request: Instance) -> tuple[str, str]:
+    context, continuation = request.args
+    return context, continuation
+
+
 def _name(request: Instance) -> str:
     return f"task {request.task_name}"
-
-
-def _split(order: list[int], size: int) -> tuple[list[int], list[int]]:
-    return order[:size], order[size:]

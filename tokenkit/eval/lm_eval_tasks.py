@@ -6,6 +6,7 @@ A file may build on one of the harness (`include: ${lm_eval}/tasks/piqa/piqa.yam
 """
 
 import contextlib
+import copy
 import difflib
 import functools
 import hashlib
@@ -35,7 +36,6 @@ class TaskFolders:
         self.values = {"lm_eval": str(_package()), **(placeholders or {})}
         self.root = Path(tempfile.mkdtemp(prefix="tokenkit-tasks-"))
         weakref.finalize(self, shutil.rmtree, self.root, True)
-        self.used: set[str] = set()
         for number, folder in enumerate(folders):
             if not folder.is_dir():
                 raise UserError(f"eval.harness.include_path: {folder}: no such folder; write one with YAML task files")
@@ -46,16 +46,19 @@ class TaskFolders:
 
     def manager(self, names: Sequence[str]) -> Any:
         """The harness's TaskManager that knows these names, its own tasks included where they are needed (seconds)."""
-        own = _managed(self.root)
-        return own if all(_is_closed(own.task_index, name) for name in names) else self._with_defaults
+        closed = all(_is_closed(self._own.task_index, name) for name in names)
+        return self._own if closed else self._with_defaults
 
     @functools.cached_property
     def _with_defaults(self) -> Any:
-        found = _stock()
-        if not any(self.root.iterdir()):
-            return found
-        own = importlib.import_module("lm_eval.tasks").TaskManager(include_path=str(self.root))
-        return own
+        found = copy.copy(_stock())
+        found._index = {**found.task_index, **self._own.task_index}  # reading its thousands of files takes seconds
+        return found
+
+    @functools.cached_property
+    def _own(self) -> Any:
+        manager = importlib.import_module("lm_eval.tasks").TaskManager
+        return manager(include_path=str(self.root), include_defaults=False)
 
     def require(self, names: Sequence[str]) -> None:
         """UserError for a name that no task, group or tag has."""
@@ -64,11 +67,13 @@ class TaskFolders:
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=SHOWN)
                 hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "`lm-eval ls tasks` lists them"
-                raise UserError(f"eval.harness.tasks: no task, group or tag {name!r} in lm-eval or include_path; {hint}")
+                raise UserError(
+                    f"eval.harness.tasks: no task, group or tag {name!r} in lm-eval or include_path; {hint}"
+                )
 
-    def load(self, name: str) -> Any:
-        """The harness's object (or objects) of a name: its data are read here."""
-        return self.manager([name])._load_spec(name)
+    def load(self, name: str) -> dict[str, dict[str, Any]]:
+        """The harness's objects by name, `tasks`, `groups` and `group_map`: data are read here."""
+        return self.manager([name]).load([name])
 
     def members(self, name: str) -> list[str]:
         """A name and all that it consists of."""
@@ -144,10 +149,6 @@ def _load_yaml() -> Any:
 @functools.cache
 def _stock() -> Any:
     return importlib.import_module("lm_eval.tasks").TaskManager()
-
-
-def _managed(root: Path) -> Any:
-    return importlib.import_module("lm_eval.tasks").TaskManager(include_path=str(root), include_defaults=False)
 
 
 def _children(entry: Any) -> list[str]:

@@ -114,7 +114,7 @@ class BytePrefix:
         """The covers that are followed: those of the tokenizer, of these the likeliest, at least one."""
         config = self.reading.config
         if config.canonical and closed:
-            written = self.reading.written(self.text, bool(self.given[1:]))
+            written = self.reading.written(self.given, self.text)
             if written is not None:  # inside a character nothing can be said
                 skip, path = len(self.given), self.reading.tree.path
                 own = [cover for cover in closed if [*path(cover[1])[skip:], cover[2]] == written]
@@ -158,8 +158,7 @@ class ByteModel:
         self.name = name or tokenizer.name
         self.ends = end_ids(model, tokenizer)
         self.order = ByteOrder(tokenizer.token_bytes, len(head_matrix(model)))
-        self.before = {continued: self._before(continued) for continued in (False, True)}
-        """What the tokenizer puts before a text, a space or nothing: one that begins a document, one that goes on."""
+        self._puts = [self._put_before(continued) for continued in (False, True)]
         self.tree = TreeReader(model)
         self._shared = self.tree.shared
         self._texts: list[BytePrefix] = []
@@ -176,7 +175,7 @@ class ByteModel:
         for prefix in found:
             logits = self.tree.read_path(prefix.given)
             prefix.feed([len(self.tree) - 1], *self._probabilities(logits[None]))
-        for byte_at in zip_longest(*(self.before[bool(ids[1:])] for ids in given)):
+        for byte_at in zip_longest(*(self.before(ids) for ids in given)):
             self.advance([(p, byte) for p, byte in zip(found, byte_at, strict=True) if byte is not None])
         for prefix in found:
             prefix.dropped_nats = 0.0
@@ -198,17 +197,21 @@ class ByteModel:
             prefix.feed([*range(first + here.start, first + here.stop)], tokens[here], ends[here])
             at = here.stop
 
-    def written(self, text: bytes, continued: bool) -> list[int] | None:
+    def written(self, given: list[int], text: bytes) -> list[int] | None:
         """The tokenizer's ids of a text; None inside a character, or where its tokens do not spell the text's bytes."""
-        before = self.before[continued]
         try:
-            words = text[len(before) :].decode()
+            words = text[len(self.before(given)) :].decode()
         except UnicodeDecodeError:
             return None
+        continued = len(given) > 1
         ids = self.tokenizer.encode_batch([words], continued=continued)[0].ids.tolist()
         return ids if b"".join(self.tokenizer.token_bytes[i] for i in ids) == text else None
 
-    def _before(self, continued: bool) -> bytes:
+    def before(self, given: list[int]) -> bytes:
+        """What the tokenizer puts between these ids and a text: a space or nothing."""
+        return self._puts[len(given) > 1] if given[-1] in self.tokenizer.special_ids else b""
+
+    def _put_before(self, continued: bool) -> bytes:
         ids = self.tokenizer.encode_batch(["a"], continued=continued)[0].ids.tolist()
         return b"".join(self.tokenizer.token_bytes[i] for i in ids).removesuffix(b"a")
 

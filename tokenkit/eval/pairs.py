@@ -70,8 +70,8 @@ class Pairs:
         context, continuation = pair
         if len(continuation) > self.positions:
             raise UserError(
-                f"{what}: a continuation of {len(continuation)} tokens, but the model reads {self.positions}; leave the "
-                "task out, or take a model with more positions"
+                f"{what}: a continuation of {len(continuation)} tokens, but the model reads {self.positions}; leave "
+                "the task out, or take a model with more positions"
             )
         return (context + continuation)[-(self.positions + 1) :][:-1], continuation
 

@@ -63,7 +63,7 @@ def shared_slots(tokenizers: Sequence[Tokenizer], rows: Sequence[int], ends: Seq
 def mined_slots(
     tokenizers: Sequence[Tokenizer], rows: Sequence[int], ends: Sequence[list[int]], maps: Sequence[TokenMap]
 ) -> Slots:
-    """The tokens of the first model; the others have the ids that a token map gives for these (`maps`, one for each)."""
+    """The tokens of the first model; the others have the ids that a token map gives for them, a map for each."""
     first = tokenizers[0]
     own = [i for i, spelling in enumerate(first.token_bytes[: rows[0]]) if spelling]
     ids = [own] + [[int(found.teacher_id[i]) for i in own] for found in maps]

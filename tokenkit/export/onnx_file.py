@@ -5,7 +5,6 @@ operators of the ONNX standard are used. Every file is loaded by onnxruntime and
 """
 
 import copy
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -46,13 +45,13 @@ def export_onnx(
     """
     refuse_existing(path)
     alone = path.suffix == ".onnx"
-    model = graph_model(model, tokenizer.vocab_size, dtype)
-    signature = signature_of(model, cached=length is None, length=length)
+    traced = graph_model(model, tokenizer.vocab_size, dtype)
+    signature = signature_of(traced, cached=length is None, length=length)
     with clears_up(), _drafted_file(path) if alone else drafted(path) as draft:
         file = draft / (path.name if alone else MODEL)
-        _write(converted(model, trace(model, signature), signature), file)
+        _write(converted(traced, trace(traced, signature), signature), file)
         if not alone:
-            write_settings(model, copy.deepcopy(model.config), tokenizer, draft)
+            write_settings(traced, copy.deepcopy(traced.config), tokenizer, draft)
             write_tokenizer(tokenizer, draft)
             compare_ids(draft, tokenizer, TEXTS)
         rows = [[tokenizer.start_id(), *tokenizer.encode(text).ids.tolist()] for text in TEXTS]

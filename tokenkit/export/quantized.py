@@ -1,7 +1,7 @@
 """Matrices of 8 or 4 bits in a folder that stock transformers loads: torchao's int8, compressed-tensors' packed int4.
 
-Embeddings, the output head, norms and biases stay as they are, in `dtype`. Nothing is calibrated: the least and the
-largest weight of a row (int8) or group (int4) say what the levels are. torchao's own int4 for a CPU can be stored in no
+Embeddings, the output head, norms and biases stay as they are, in `dtype`. Nothing is calibrated: the largest
+weight of a row says what the levels are (int8), or the least squared error of a group (int4). torchao's own int4 for a CPU can be stored in no
 safetensors file that transformers 5 reads, and what it can store there takes a byte a weight; hence the other layout.
 """
 
@@ -164,7 +164,7 @@ def _int4_tiled(model: PreTrainedModel, layers: list[str], group_size: int) -> Q
 
 @torch.no_grad()
 def _int4(model: PreTrainedModel, layers: list[str], group_size: int) -> Quantized:
-    """Half a byte a weight, a scale and half a byte a group."""
+    """Half a byte a weight, one scale a group."""
     _check_widths(model, layers, group_size, None)
     packed: dict[str, Tensor] = {}
     for name in layers:
@@ -182,7 +182,7 @@ def _packed_settings(ignored: list[str], group_size: int) -> dict[str, Any]:
     weights = {
         "num_bits": 4,
         "type": "int",
-        "symmetric": False,
+        "symmetric": True,
         "strategy": "group",
         "group_size": group_size,
         "dynamic": False,

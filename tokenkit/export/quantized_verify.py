@@ -1,4 +1,4 @@
-"""A quantised folder, loaded by stock transformers, must answer as the rounded model did, and nearly as the original."""
+"""A quantised folder, loaded by stock transformers, must answer as the rounded model and nearly as the original."""
 
 from pathlib import Path
 from typing import Any

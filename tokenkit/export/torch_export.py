@@ -39,13 +39,13 @@ def export_torch(
     refuse_existing(path)
     if path.suffix != ".pt2":
         raise UserError(f"{path}: write a file name that ends in .pt2")
-    model = graph_model(model, tokenizer.vocab_size, dtype)
-    signature = signature_of(model, cached=length is None, length=length)
+    traced = graph_model(model, tokenizer.vocab_size, dtype)
+    signature = signature_of(traced, cached=length is None, length=length)
     draft = path.with_name(f"{path.stem}.tmp-{uuid.uuid4().hex[:8]}.pt2")
     path.parent.mkdir(parents=True, exist_ok=True)
     with clears_up():
         try:
-            program = trace(model, signature)
+            program = trace(traced, signature)
             program.example_inputs = None  # they would be pickled
             with quieted():
                 torch.export.save(program, draft)

@@ -31,7 +31,7 @@ class WritingConfig(DrawConfig):
     temperature: TemperatureConfig = TemperatureConfig(start=0.0)
     """A number (0 takes the likeliest token), or a schedule over the new tokens."""
     repetition_penalty: float = Field(1.0, gt=0)
-    """What positive logits of ids that stand in prompt or text are divided by, and negative ones multiplied. 1909.05858."""
+    """What positive logits of ids in prompt and text are divided by, and negative ones multiplied. 1909.05858."""
     no_repeat_ngram: int = Field(0, ge=0)
     """No run of so many tokens stands twice in prompt and text; 0: any may."""
     stop: tuple[str, ...] = ()
@@ -95,6 +95,7 @@ def write(
     """
     task = _Task.of(model, tokenizer, prompts, config, stop_ids)
     if isinstance(task.view, FactorisedView):
+        assert draft is None, "a draft guesses ids, not their parts"
         return _of_codes(task, seed)
     for _ in task.pieces(seed, batch_size, scored=scored, draft=draft, tally=tally):
         pass
@@ -235,6 +236,15 @@ def _of_codes(task: _Task, seed: int) -> list[Written]:
         ended = "stop" if text.stopped else "end" if len(ids) < config.max_new_tokens else "length"
         written.append(Written(text.text, ids, float("nan"), ended))
     return written
+
+
+def _check_of_codes(config: WritingConfig) -> None:
+    fields = WritingConfig.model_fields
+    foreign = [key for key in fields if key not in OF_CODES and getattr(config, key) != fields[key].default]
+    if config.temperature.kind != "constant":
+        foreign.append("temperature.kind")
+    if foreign:
+        raise UserError(f"{foreign[0]}: a model with open codes draws its ids part by part; leave it out")
 
 
 def _stop_ids(model: PreTrainedModel, tokenizer: Tokenizer) -> list[int]:

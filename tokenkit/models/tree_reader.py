@@ -86,6 +86,7 @@ class TreeReader:
             self._forget()
             return
         for layer in self.cache.layers:
+            assert isinstance(layer, DynamicLayer), "the cache was made of no others"
             layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
         place = {slot: new for new, slot in enumerate(kept.tolist())}
         self._slot = {node: place[slot] for node, slot in self._slot.items() if slot in place}

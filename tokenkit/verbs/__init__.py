@@ -14,6 +14,7 @@ RUNS = {
     "synthesize": "synthesize.SynthesizeRun",
     "filter": "filter.FilterRun",
     "eval": "evaluate.EvalRun",
+    "eval-lockstep": "eval_lockstep.EvalLockstepRun",
     "align": "align.AlignRun",
     "doctor": "doctor.DoctorRun",
     "inspect": "inspect.InspectRun",

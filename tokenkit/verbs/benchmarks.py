@@ -1,5 +1,6 @@
 """What a finished folder and its teacher are measured on: tasks of `eval.harness`, functions of `eval.metrics`."""
 
+import contextlib
 import gc
 import hashlib
 import logging
@@ -12,8 +13,8 @@ import torch
 from rich.table import Table
 
 from tokenkit.config import UserError, digest, resolved
-from tokenkit.eval.builtin_tasks import BuiltinBackend, HeldOut, OwnBackend, read_questions
-from tokenkit.eval.harness import Backend, EvalRow, Evaluation, HarnessConfig, Subject, benchmark, over_tasks
+from tokenkit.eval.builtin_tasks import BuiltinBackend, HeldOut, Loader, OwnBackend, read_questions
+from tokenkit.eval.harness import Backend, EvalRow, Evaluation, NotRun, Subject, benchmark, over_tasks
 from tokenkit.eval.lm_eval_backends import LmEvalBackend, release
 from tokenkit.eval.metrics import load_metrics
 from tokenkit.models.factorised_view import FACTORISED, view_of
@@ -29,15 +30,25 @@ from tokenkit.verbs.record import teacher_identity
 from tokenkit.verbs.sides import Sides
 
 KEPT = "benchmarks"
+SIDES = ("trained", "before", "teacher")
 logger = logging.getLogger(__name__)
 
 
 def check_evaluation(evaluation: Evaluation) -> None:
-    """UserError, before anything is trained, for a function or a file of questions that cannot be read. Runs the user's
-    files."""
+    """UserError, before anything is trained, for a function, a task or a file of questions that cannot be read.
+
+    Runs the user's files.
+    """
     load_metrics(evaluation.metrics)
-    if evaluation.harness is not None and evaluation.harness.cloze is not None:
-        read_questions(evaluation.harness.cloze)
+    harness = evaluation.harness
+    if harness is None:
+        return
+    if harness.cloze is not None:
+        read_questions(harness.cloze)
+    for name, tasks in harness.jobs().items():
+        if name != "builtin":
+            with contextlib.suppress(NotRun):  # a run without the package warns, and ends well
+                LmEvalBackend(name, harness, device="cpu").folders().require(tasks)
 
 
 def benchmarked(run: DistillRun, sides: Sides, held_out: list[str]) -> dict[str, Any]:
@@ -64,51 +75,63 @@ def benchmarks(
     device: Literal["auto", "cpu", "cuda"],
     cache: Path | None = None,
     codes: bool = True,
+    before: ModelChoice | None = None,
 ) -> dict[str, Any]:
-    """Rows of the student and of the teacher, and how good the one is beside the other over all tasks."""
+    """Rows of the student, of the teacher and of the model before it was changed, and how good the first is beside
+    each of the others over all tasks."""
     place, harness = pick_device(device), evaluation.harness
-    own, other = subject_of(student), None if teacher is None else subject_of(teacher)
-    choices = {own: student} if other is None or teacher is None else {own: student, other: teacher}
+    sides = {name: choice for name, choice in zip(SIDES, (student, before, teacher)) if choice is not None}
+    subjects = {name: subject_of(choice) for name, choice in sides.items()}
+    choices = {subjects[name]: choice for name, choice in sides.items()}
 
     def load(subject: Subject) -> tuple[ModelView, Tokenizer]:
         model, tokenizer = load_pair(choices[subject], place, codes=codes)
         return view_of(model.eval()), tokenizer
 
-    held_out = HeldOut(documents, evaluation)
-    jobs: list[tuple[Backend, Sequence[str], dict[str, Any]]] = []
-    if harness is not None:
-        options = {"limit": harness.limit, "num_fewshot": harness.num_fewshot}
-        jobs.append((_backend(harness, load, held_out, other, place), harness.tasks, options))
-    if evaluation.metrics:
-        metrics = OwnBackend(load, held_out, load_metrics(evaluation.metrics))
-        jobs.append((metrics, [*metrics.metrics], {"limit": None, "num_fewshot": None}))
+    jobs = _jobs(evaluation, load, HeldOut(documents, evaluation), subjects.get("teacher"), place)
     kept = harness.cache if harness is not None and harness.cache is not None else cache
-    rows = [row for job in jobs for row in benchmark(job[0], own, job[1], **job[2], cache=kept)]
-    release()
-    _warn(rows)
-    teacher_rows: list[EvalRow] = []
-    if other is not None and (harness is None or harness.teacher):
+    reuse = harness is None or harness.log_samples is None
+    found: dict[str, list[EvalRow]] = {name: [] for name in SIDES}
+    for name, subject in subjects.items():
+        if name == "teacher" and harness is not None and not harness.teacher:
+            continue
         for backend, tasks, options in jobs:
-            alone = [task for task in tasks if task != "agreement" or backend.name != "builtin"]
-            teacher_rows += benchmark(backend, other, alone, **options, cache=kept)
+            asked = [task for task in tasks if name != "teacher" or task != "agreement" or backend.name != "builtin"]
+            found[name] += benchmark(backend, subject, asked, **options, cache=kept, reuse=reuse)
         release()
-    return {
-        "trained": [asdict(row) for row in rows],
-        "teacher": [asdict(row) for row in teacher_rows],
-        "beside_teacher": over_tasks(rows, teacher_rows),
-    }
+        if name == "trained":
+            _warn(found[name])
+    beside = {f"beside_{name}": over_tasks(found["trained"], found[name]) for name in SIDES[1:]}
+    result = {name: [asdict(row) for row in rows] for name, rows in found.items()} | beside
+    return {key: value for key, value in result.items() if before is not None or not key.endswith("before")}
 
 
 def benchmark_table(found: Mapping[str, Any]) -> Table:
-    """The figures of a model and of its teacher, for a terminal."""
-    teacher = {(row["task"], row["metric"]): row["value"] for row in found["teacher"]}
+    """The figures of a model, of what it was before and of its teacher, for a terminal; the last rows are the means of
+    how good it is beside them."""
+    others = [name for name in ("before", "teacher") if found.get(name)]
+    known = {name: {(row["task"], row["metric"]): row["value"] for row in found[name]} for name in others}
     table = Table(title="benchmarks")
-    for column in ("task", "metric", "model", "teacher", "kept"):
-        table.add_column(column, justify="right" if column in ("model", "teacher", "kept") else "left")
+    columns = ["task", "metric", *(name for name in others if name == "before"), "model"]
+    columns += ["of before"] * ("before" in others) + ["teacher", "kept"] * ("teacher" in others)
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("task", "metric") else "right")
     for row in found["trained"]:
-        known = teacher.get((row["task"], row["metric"]))
-        own = figure(row["value"]) if row["value"] is not None else row["note"]
-        table.add_row(row["task"], row["metric"], own, figure(known), retention(row["value"], known, row["direction"]))
+        key, value, way = (row["task"], row["metric"]), row["value"], row["direction"]
+        cells = {"task": row["task"], "metric": row["metric"]}
+        cells["model"] = figure(value) if value is not None else row["note"]
+        for name, share in (("before", "of before"), ("teacher", "kept")):
+            other = known[name].get(key) if name in known else None
+            cells |= {name: figure(other), share: retention(value, other, way)}
+        table.add_row(*(cells[column] for column in columns))
+    for label, key in (("mean", "mean"), ("geometric mean", "geometric_mean")):
+        shares = {
+            share: f"{100 * beside[key]:.1f} %"
+            for name, share in (("before", "of before"), ("teacher", "kept"))
+            if (beside := found.get(f"beside_{name}"))
+        }
+        if shares:
+            table.add_row(*({"task": label, **shares}.get(column, "") for column in columns))
     return table
 
 
@@ -129,10 +152,22 @@ def subject_of(choice: ModelChoice) -> Subject:
     return Subject(choice.source, choice.revision, digest([parts, choice.revision, tokenizer]))
 
 
-def _backend(harness: HarnessConfig, load: Any, held_out: HeldOut, teacher: Subject | None, place: str) -> Backend:
-    if harness.backend == "builtin":
-        return BuiltinBackend(load, held_out, cloze=harness.cloze, teacher=teacher)
-    return LmEvalBackend(harness.backend, dtype=harness.dtype, device=place)
+def _jobs(
+    evaluation: Evaluation, load: Loader, held_out: HeldOut, teacher: Subject | None, place: str
+) -> list[tuple[Backend, Sequence[str], dict[str, Any]]]:
+    """What measures, its tasks, and on how much."""
+    jobs: list[tuple[Backend, Sequence[str], dict[str, Any]]] = []
+    if (harness := evaluation.harness) is not None:
+        options = {"limit": harness.limit, "num_fewshot": harness.num_fewshot}
+        for name, tasks in harness.jobs().items():
+            if name == "builtin":
+                jobs.append((BuiltinBackend(load, held_out, cloze=harness.cloze, teacher=teacher), tasks, options))
+            else:
+                jobs.append((LmEvalBackend(name, harness, device=place, load=load), tasks, options))
+    if evaluation.metrics:
+        metrics = OwnBackend(load, held_out, load_metrics(evaluation.metrics))
+        jobs.append((metrics, [*metrics.metrics], {"limit": None, "num_fewshot": None}))
+    return jobs
 
 
 def _teacher(run: DistillRun) -> ModelChoice | None:

@@ -26,11 +26,13 @@ class ExportRun(Config):
     """A run file of `tokenkit export`."""
 
     output: Path
-    """A new folder; for `gguf` a new file that ends in .gguf."""
+    """A new folder; for `gguf` a new file that ends in .gguf, for `torch_export` in .pt2. For `onnx` a folder with the
+    tokenizer beside the model, or only the model where it ends in .onnx."""
     model: ModelChoice
-    format: Literal["huggingface", "ternary", "latent", "unpacked", "gguf"]
+    format: Literal["huggingface", "ternary", "latent", "unpacked", "gguf", "onnx", "torch_export"]
     """huggingface: as it is. ternary: four trits a byte, for stock transformers. latent: the matrices of a ternary
-    model as they are trained, to go on with. unpacked: a packed folder as an ordinary one. gguf: for llama.cpp."""
+    model as they are trained, to go on with. unpacked: a packed folder as an ordinary one. gguf: for llama.cpp. onnx: for onnxruntime, with a
+    key-value cache. torch_export: a program of torch.export."""
     dtype: ExportType | None = None
     """Number format of what is not ternary; by default bfloat16 for `ternary` and `unpacked`, else float32. Not for
     `gguf`."""
@@ -40,6 +42,10 @@ class ExportRun(Config):
     """`gguf`: type of the matrices; by default tq2_0 for a ternary model, else f16."""
     embedding_type: Literal["f32", "f16", "bf16", "q8_0"] | None = None
     """`gguf`: type of embeddings and head; by default `type`, and q8_0 where that is ternary."""
+    dynamic_axes: bool = True
+    """`onnx`, `torch_export`: any batch, length and cache. false: one row of `sequence_length` tokens, without a cache."""
+    sequence_length: int | None = Field(None, ge=1)
+    """With `dynamic_axes: false`: tokens of the row, padding on the left included."""
     max_shard_bytes: int = Field(SHARD_BYTES, ge=1)
     """Weights are cut into files of at most this size, or one tensor."""
     force_ptq: bool = False
@@ -60,7 +66,11 @@ def export(run: ExportRun) -> dict[str, Any]:
         _need("accelerate", "transformers loads ternary folders with it")
     if run.format == "gguf":
         _need("gguf", "it writes the file")
-    model, tokenizer = load_pair(run.model, pick_device(run.device))
+    if run.format == "onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            _need(package, "a graph is written with onnx and onnxscript and checked with onnxruntime")
+    traced = run.format in ("onnx", "torch_export")  # a graph keeps the device it was traced on
+    model, tokenizer = load_pair(run.model, "cpu" if traced else pick_device(run.device))
     if expansion_of(model) is not None and run.format != "huggingface":
         raise UserError(f"{run.model.source}: its inputs are expanded, which only format=huggingface can say")
     if run.force_ptq and not ternary_layers(model):
@@ -100,9 +110,31 @@ def _gguf(run: ExportRun, model: PreTrainedModel, tokenizer: Tokenizer) -> dict[
     return {"type": kind, **export_gguf(model, tokenizer, run.output, type=kind, embeddings=run.embedding_type)}
 
 
+def _onnx(run: ExportRun, model: PreTrainedModel, tokenizer: Tokenizer) -> dict[str, Any]:
+    from tokenkit.export.onnx_file import export_onnx  # needs packages that not everybody has
+
+    return export_onnx(model, tokenizer, run.output, dtype=DTYPES[run.dtype or "float32"], length=_length(run))
+
+
+def _torch_export(run: ExportRun, model: PreTrainedModel, tokenizer: Tokenizer) -> dict[str, Any]:
+    from tokenkit.export.torch_export import export_torch  # slow to import
+
+    return export_torch(model, tokenizer, run.output, dtype=DTYPES[run.dtype or "float32"], length=_length(run))
+
+
+def _length(run: ExportRun) -> int | None:
+    if run.dynamic_axes and run.sequence_length is not None:
+        raise UserError("sequence_length: only with dynamic_axes=false, or leave it out")
+    if not run.dynamic_axes and run.sequence_length is None:
+        raise UserError("dynamic_axes: false fixes the shape, so write sequence_length=128 or another length with it")
+    return run.sequence_length
+
+
 FORMATS: dict[str, Callable[[ExportRun, PreTrainedModel, Tokenizer], dict[str, Any]]] = {
     "huggingface": _huggingface,
     "ternary": _ternary,
     "latent": _latent,
     "gguf": _gguf,
+    "onnx": _onnx,
+    "torch_export": _torch_export,
 }

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import field_validator
 from transformers import PreTrainedModel
 
 from tokenkit.config import Config, UserError
@@ -24,12 +25,19 @@ class ModelChoice(Config):
     """A causal language model and the tokenizer it was trained with."""
 
     source: str
-    """A folder or a hub id."""
+    """A folder or a hub id. Of a run folder, what it wrote: its `model/`."""
     tokenizer: TokenizerSpec | None = None
     """Where it is not beside the model, or is changed: `NAME` or `NAME:source=KIND:...`, or these keys."""
     revision: str | None = None
     trust_remote_code: bool = False
     """Run the model's own Python code. Only for a source that you trust."""
+
+    @field_validator("source")
+    @classmethod
+    def _written(cls, source: str) -> str:
+        folder = Path(source)
+        run = (folder / "run.yaml").is_file() and (folder / "model").is_dir() and not (folder / "config.json").exists()
+        return str(folder / "model") if run else source
 
 
 def load_pair(choice: ModelChoice, device: str, *, codes: bool = False) -> tuple[PreTrainedModel, Tokenizer]:
