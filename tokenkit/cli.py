@@ -298,6 +298,16 @@ def export(words: Words = None, dry_run: DryRun = False) -> None:
         print_values(export(run))
 
 
+@app.command("merge-lora")
+def merge_lora(words: Words = None, dry_run: DryRun = False) -> None:
+    """Put PEFT's LoRA adapters into their base model: an ordinary folder."""
+    from tokenkit.verbs.merge_lora import MergeLoraRun, merge_lora
+
+    run = load(MergeLoraRun, words or [])
+    if not shown(run, dry_run):
+        print_values(merge_lora(run))
+
+
 @app.command()
 def report(words: Words = None, dry_run: DryRun = False) -> None:
     """Write the page of a run folder again."""

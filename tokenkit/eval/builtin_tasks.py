@@ -13,8 +13,10 @@ from tokenkit.config import Config, UserError, build, digest
 from tokenkit.data.source import describe
 from tokenkit.eval.agreement import agreement
 from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
+from tokenkit.eval.byte_agreement import byte_agreement
 from tokenkit.eval.harness import TASK_VERSION, EvalRow, Subject, failure
 from tokenkit.eval.metrics import LoadedMetric
+from tokenkit.eval.next_byte import ByteModel, CoverConfig
 from tokenkit.eval.summary import Direction
 from tokenkit.models.view import ModelView
 from tokenkit.tokenizers.base import Tokenizer
@@ -71,7 +73,7 @@ class BuiltinBackend:
             asked = [question.model_dump() for question in self.questions]
             return {"questions": digest(asked), "context": self.held_out.reading.context_tokens}
         found: dict[str, Any] = {"text": self.held_out.fingerprint()}
-        if task == "agreement" and self.teacher is not None:
+        if task.endswith("agreement") and self.teacher is not None:
             found["teacher"] = self.teacher.identity
         return found
 
@@ -91,6 +93,8 @@ class BuiltinBackend:
                 rows += self._cloze(view, tokenizer, limit, num_fewshot or 0)
             elif task == "agreement":
                 rows += self._agreement(view, tokenizer, limit)
+            elif task == "byte_agreement":
+                rows += self._byte_agreement(view, tokenizer, limit)
         return rows
 
     def _perplexity(self, view: ModelView, tokenizer: Tokenizer, limit: int | None) -> list[EvalRow]:
@@ -142,6 +146,22 @@ class BuiltinBackend:
         found = agreement(view, teacher, tokenizer, self.held_out.documents[:limit], self.held_out.reading)
         values = {"kl_to_teacher": found.kl, "top1_agreement": found.top1}
         return [self._row("agreement", name, values[name], way, limit, place) for name, way in names]
+
+    def _byte_agreement(self, view: ModelView, tokenizer: Tokenizer, limit: int | None) -> list[EvalRow]:
+        place = self.held_out.place()
+        names: tuple[tuple[str, Direction], ...] = (("kl_to_teacher_per_byte", "min"), ("top1_byte_agreement", "max"))
+        if self.teacher is None:
+            note = "not run: no teacher that can be loaded"
+            return [self._row("byte_agreement", name, None, way, limit, place, note=note) for name, way in names]
+        sides = (view, tokenizer), self.load(self.teacher)
+        student, teacher = (ByteModel(one.model, ids, CoverConfig()) for one, ids in sides)
+        options = {"context_bytes": self.held_out.reading.context_tokens}
+        found = byte_agreement(student, teacher, self.held_out.documents[:limit], **options)
+        values = (found.kl, found.top1)
+        return [
+            self._row("byte_agreement", name, value, way, limit, place)
+            for (name, way), value in zip(names, values, strict=True)
+        ]
 
     def _row(
         self,

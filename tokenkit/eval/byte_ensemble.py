@@ -12,7 +12,7 @@ from numpy import ndarray
 from tokenkit.config import UserError
 from tokenkit.eval.bits_per_byte import context_windows
 from tokenkit.eval.combine import Combination
-from tokenkit.eval.next_byte import END, ByteModel, BytePrefix
+from tokenkit.eval.next_byte import END, SYMBOLS, ByteModel, BytePrefix
 from tokenkit.models.sample import Drawing, check_positions, draw, positions_of, sequence_key
 from tokenkit.models.stopping import TextSoFar
 
@@ -70,12 +70,22 @@ def byte_distributions(
         for place in range(longest):
             here = [n for n, window in enumerate(some) if place < len(window.text)]
             scored = [n for n in here if place >= some[n].first]
-            found = [np.array([prefixes[n].next_logp() for n in scored]).reshape(-1, END + 1) for prefixes in opened]
+            wanted = np.array([some[n].text[place] for n in scored], np.int64)
+            found = [_next([prefixes[n] for n in scored], wanted) for prefixes in opened]
             dropped = [sum(prefixes[n].dropped for n in scored) for prefixes in opened]
             if scored:
-                yield np.array([some[n].text[place] for n in scored], np.int64), found, dropped
+                yield wanted, found, dropped
             for reading, prefixes in zip(models, opened, strict=True):
                 _step(reading, prefixes, {n: some[n].text[place] for n in here if place + 1 < len(some[n].text)})
+
+
+def _next(prefixes: Sequence[BytePrefix], wanted: Int64[ndarray, "N"]) -> Float64[ndarray, "N 257"]:
+    """What each text may go on with; UserError where it goes on with what is not possible."""
+    found = np.array([prefix.next_logp() for prefix in prefixes]).reshape(-1, SYMBOLS)
+    for prefix, byte, logp in zip(prefixes, wanted.tolist(), found, strict=True):
+        if logp[byte] == -np.inf:
+            raise UserError(prefix.no_way(byte))
+    return found
 
 
 def _check_window(reading: ByteModel, num_bytes: int) -> None:

@@ -21,7 +21,7 @@ from tokenkit.eval.metrics import OwnMetric
 from tokenkit.eval.summary import Direction, score
 
 BackendName = Literal["builtin", "tokenkit", "hf", "vllm"]
-BUILTIN = ("perplexity", "cloze", "agreement")
+BUILTIN = ("perplexity", "cloze", "agreement", "byte_agreement")
 TASK_VERSION = "1"  # of the built-in tasks; a change of what they measure raises it
 logger = logging.getLogger(__name__)
 
@@ -31,8 +31,8 @@ class HarnessConfig(Config):
 
     tasks: list[str] = Field(min_length=1)
     """Built in: `perplexity` (bits per byte, and perplexity per token, byte and word), `cloze` (the right one of
-    several continuations), `agreement` (with the teacher). All others: tasks, groups and tags of
-    lm-evaluation-harness."""
+    several continuations), `agreement` (with the teacher's next tokens) and `byte_agreement` (with its next bytes,
+    whatever the tokenizers). All others: tasks, groups and tags of lm-evaluation-harness."""
     backend: BackendName | None = None
     """Null: `builtin` for built-in tasks, `tokenkit` for all others. `tokenkit` asks lm-eval's tasks of any model that
     we can read; `hf` and `vllm` are lm-eval's own classes, for plain folders. All three need the package lm-eval,

@@ -32,7 +32,7 @@ from tokenkit.tokenizers.base import Tokenizer, require_lossless
 
 END = 256  # the symbol after the last byte of a text
 SYMBOLS = 257
-KEEP = 256  # tree nodes that are read between two clearings
+KEEP = 256  # tree nodes that are read at least between two clearings
 Cover = tuple[float, int, int]  # mass, tree node before its last token, last token
 
 
@@ -85,7 +85,6 @@ class BytePrefix:
 
     def advance(self, byte: int) -> list[Cover]:
         """Takes a byte; the closed covers that are to be read: `feed` gets what the model says after them."""
-        self.text += bytes([byte])
         closed: list[Cover] = []
         groups = []
         for group in self.groups:
@@ -97,10 +96,11 @@ class BytePrefix:
                     rest = tokens[:, child.whole :]
                     groups.append(_Group(child, group.mass, rest, np.zeros(len(rest)), group.nodes))
         self.groups = groups
-        opened = sum(float((group.mass @ group.tokens).sum()) for group in groups)
+        opened = float(sum((group.mass @ group.tokens).sum() for group in groups))
         total = opened + sum(cover[0] for cover in closed)
         if not total > 0:
-            raise UserError(self._nowhere())
+            raise UserError(self.no_way(byte))
+        self.text += bytes([byte])
         kept = self._kept(closed, opened)
         left = opened + sum(cover[0] for cover in kept)
         self.dropped = 1 - left / total if len(kept) < len(closed) else 0.0
@@ -136,9 +136,11 @@ class BytePrefix:
         """Nothing more is asked of this text: what was read for it may be freed."""
         self.groups = []
 
-    def _nowhere(self) -> str:
+    def no_way(self, byte: int) -> str:
+        """What is said of a byte that has no probability here."""
         hint = "write canonical=false" if self.reading.config.canonical else "take one that spells every byte"
-        return f"{self.reading.name}: none of its tokens goes on to the last byte of {self.text[-12:]!r}; {hint}"
+        shown = self.text[-12:] + bytes([byte])
+        return f"{self.reading.name}: none of its tokens goes on to the last byte of {shown!r}; {hint}"
 
 
 def _closed(child: Node, tokens: ndarray, group: _Group) -> Iterator[Cover]:
@@ -157,11 +159,13 @@ class ByteModel:
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.name = name or tokenizer.name
         self.ends = end_ids(model, tokenizer)
-        self.order = ByteOrder(tokenizer.token_bytes, len(head_matrix(model)))
+        spelled = [b"" if i in self.ends else s for i, s in enumerate([*tokenizer.token_bytes])]
+        self.order = ByteOrder(spelled, len(head_matrix(model)))
         self._puts = [self._put_before(continued) for continued in (False, True)]
         self.tree = TreeReader(model)
         self._shared = self.tree.shared
         self._texts: list[BytePrefix] = []
+        self._clear_at = KEEP
         self._scored = torch.tensor([*self.order.ids.tolist(), *self.ends], device=model.device)
 
     def open(self, given: Sequence[list[int]]) -> list[BytePrefix]:
@@ -170,7 +174,7 @@ class ByteModel:
         After a start token alone the text begins where a document does: the space that some tokenizers put before a
         document is taken as given, so probabilities are of the text itself.
         """
-        self.tree = TreeReader(self.model, shared=self._shared)
+        self.tree, self._clear_at = TreeReader(self.model, shared=self._shared), KEEP
         self._texts = found = [BytePrefix(self, ids) for ids in given]
         for prefix in found:
             logits = self.tree.read_path(prefix.given)
@@ -187,8 +191,9 @@ class ByteModel:
         covers = [cover for some in asked for cover in some]
         if not covers:
             return
-        if len(self.tree) % KEEP < len(covers):
+        if len(self.tree) >= self._clear_at:
             self.tree.keep([*{node for prefix in self._texts for node in prefix.nodes()} | {c[1] for c in covers}])
+            self._clear_at = len(self.tree) + max(KEEP, self.tree.held)
         first = len(self.tree)
         tokens, ends = self._probabilities(self.tree.read([c[1] for c in covers], [c[2] for c in covers]))
         at = 0

@@ -29,16 +29,24 @@ class Slots:
         return len(self.spelled)
 
     def logp(self, model: int, logits: Float[Tensor, "N V"]) -> Float[Tensor, "N T"]:
-        """One model's log-probabilities over the slots and the end. Absent slots, and ids in no slot, have no mass."""
-        ids = self.ids[model].to(logits.device)
+        """One model's log-probabilities over the slots and the end. Absent slots, and ids in no slot, have no mass.
+
+        An ordinary token that ends a text of this model has its mass there, and none as a token.
+        """
+        ids, own = (
+            self.ids[model].to(logits.device),
+            torch.tensor(self.ends[model], dtype=torch.long, device=logits.device),
+        )
         absent = logits.new_full((len(logits), 1), -torch.inf)
-        found = torch.cat([logits, absent], 1)[:, torch.where(ids < 0, logits.shape[1], ids)]
-        ends = torch.cat([logits[:, self.ends[model]], absent], 1).logsumexp(1, keepdim=True)
+        ends = torch.cat([logits[:, own], absent], 1).logsumexp(1, keepdim=True)
+        logits = torch.cat([logits.index_fill(1, own, -torch.inf), absent], 1)
+        found = logits[:, torch.where(ids < 0, logits.shape[1] - 1, ids)]
         return torch.cat([found, ends], 1).log_softmax(-1)
 
     def silent(self) -> tuple[int, ...]:
-        """Slots that write nothing."""
-        return tuple(slot for slot, spelling in enumerate(self.spelled) if not spelling)
+        """Slots that are never drawn: they write nothing, or some model has no id to read for them."""
+        absent = (self.ids < 0).any(0).tolist()
+        return tuple(slot for slot, spelling in enumerate(self.spelled) if not spelling or absent[slot])
 
 
 def shared_slots(tokenizers: Sequence[Tokenizer], rows: Sequence[int], ends: Sequence[list[int]]) -> Slots:

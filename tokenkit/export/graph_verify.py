@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from tokenkit.export.traced import Past, Signature
 from tokenkit.export.verify import TOLERANCES, ExportError, logits_of
 from tokenkit.models.generate import empty_ids
+from tokenkit.models.load import input_matrix
 from tokenkit.tokenizers.base import Tokenizer
 
 Call = Callable[[dict[str, Tensor]], list[Tensor]]
@@ -127,7 +128,7 @@ def _greedy(
     """Tokens generated; every one is the model's own first choice, or within `slack` of it where two are as good."""
     ids, mask = _batch(rows)
     read = GraphReader(call, signature, mask)
-    allowed = torch.zeros(len(model.get_input_embeddings().weight))
+    allowed = torch.zeros(len(input_matrix(model)))
     allowed[empty_ids(tokenizer, len(allowed))] = -torch.inf
     taken: list[Tensor] = []
     for _ in range(STEPS):

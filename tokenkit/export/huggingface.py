@@ -35,6 +35,7 @@ def export_huggingface(
     folder: Path,
     *,
     dtype: torch.dtype | None = None,
+    max_shard_bytes: int | None = None,
     extra_files: dict[str, str] = {},  # noqa: B006 (read only)
 ) -> Path:
     """The new folder, reloaded and compared before it takes its name. Adapters are merged into a copy.
@@ -50,7 +51,7 @@ def export_huggingface(
         if Path(name).name != name:
             raise UserError(f"extra file {name!r}: write a plain file name")
     with drafted(folder) as draft:
-        _write_model(model, tokenizer, draft, dtype)
+        _write_model(model, tokenizer, draft, dtype, max_shard_bytes)
         write_tokenizer(tokenizer, draft)
         for name, text in extra_files.items():
             (draft / name).write_text(text, "utf-8")
@@ -77,13 +78,15 @@ def drafted(folder: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _write_model(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype | None) -> None:
+def _write_model(
+    model: PreTrainedModel, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype | None, max_shard_bytes: int | None
+) -> None:
     if adapters(model) or dtype not in (None, model.dtype):
         model = copy.deepcopy(model)
         merge_lora(model)
         model.to(dtype or model.dtype)  # pyrefly: ignore [bad-argument-type] (a decorator hides the signature)
     with quiet():
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, **({} if max_shard_bytes is None else {"max_shard_size": max_shard_bytes}))
     write_settings(model, copy.deepcopy(model.config), tokenizer, folder)
 
 

@@ -93,22 +93,30 @@ def converted(model: PreTrainedModel, program: ExportedProgram, signature: Signa
         except torch.onnx.OnnxExporterError as error:
             raise unsupported(model, error.__cause__ or error) from error
         assert made is not None
-        given = {value.name: value.shape for value in made.model.graph.inputs}
         if not signature.length:
-            names = {given["input_ids"][0]: "batch", given["input_ids"][1]: "sequence"}
-            if signature.layers:
-                names[given["past_key_values.0.key"][2]] = "past"
-            made.rename_axes(names)
-    graph = made.model
-    graph.producer_name, graph.producer_version = "pytorch", torch.__version__
-    for value in (*graph.graph.initializers.values(), *graph.graph.inputs, *graph.graph.outputs):
-        value.metadata_props.clear()
-    for node in graph.graph.all_nodes():
+            made.rename_axes(_axes(made.model.graph, signature))
+    values = [*made.model.graph.initializers.values(), *made.model.graph.inputs]
+    for node in made.model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-    return graph
+        values.extend(node.outputs)
+    for value in values:
+        value.metadata_props.clear()
+    return made.model
+
+
+def _axes(graph: onnx_ir.Graph, signature: Signature) -> dict[str | onnx_ir.SymbolicDim, str]:
+    """The tracer's symbols for the three sizes that are open, and what they are called in the file."""
+    found: dict[str | onnx_ir.SymbolicDim, str] = {}
+    shapes = {value.name: value.shape for value in graph.inputs}
+    places = [("input_ids", 0, "batch"), ("input_ids", 1, "sequence"), ("past_key_values.0.key", 2, "past")]
+    for name, axis, meaning in places[: 3 if signature.layers else 2]:
+        shape = shapes[name]
+        assert shape is not None
+        symbol = shape[axis]
+        assert isinstance(symbol, onnx_ir.SymbolicDim)
+        found[symbol] = meaning
+    return found
 
 
 def _write(graph: onnx_ir.Model, file: Path) -> None:

@@ -1,8 +1,8 @@
 """Matrices of 8 or 4 bits in a folder that stock transformers loads: torchao's int8, compressed-tensors' packed int4.
 
-Embeddings, the output head, norms and biases stay as they are, in `dtype`. Nothing is calibrated: the largest
-weight of a row says what the levels are (int8), or the least squared error of a group (int4). torchao's own int4 for a CPU can be stored in no
-safetensors file that transformers 5 reads, and what it can store there takes a byte a weight; hence the other layout.
+Embeddings, the output head, norms and biases stay as they are, in `dtype`. Nothing is calibrated: the largest weight of
+a row says what its levels are (int8), or the least squared error of a group (int4). torchao's own int4 for a CPU can be
+stored in no safetensors file that transformers 5 reads, and what can be takes a byte a weight; hence the other layout.
 """
 
 import copy

@@ -1,5 +1,7 @@
 """A quantised folder, loaded by stock transformers, must answer as the rounded model and nearly as the original."""
 
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +41,13 @@ def verify_quantized(
 
 def load_stock(folder: Path, device: str) -> PreTrainedModel:
     """The folder as transformers loads it for anybody; ExportError where tensors are missing or left over."""
-    with quiet():
+    with quiet(), redirect_stderr(StringIO()):  # compressed-tensors draws bars that nothing turns off
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", use_safetensors=True, output_loading_info=True
         )
+        model = model.to(device).eval()
+        logits_of(model, [0])  # here, as it unpacks at the first call
     wrong = sorted(loading["missing_keys"]) + sorted(loading["unexpected_keys"])
     if wrong:
         raise ExportError(f"{folder.name}: the reloaded model lacks tensors, or has others: {wrong[0]}")
-    return model.to(device).eval()
+    return model

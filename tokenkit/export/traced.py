@@ -1,8 +1,10 @@
-"""A causal language model as one graph of tensors, traced by `torch.export`: the body of an ONNX file and of a .pt2 file.
+"""A causal language model as one graph of tensors, traced by `torch.export`: the body of an ONNX or .pt2 file.
 
-    input_ids int64 [batch, sequence] · attention_mask int64 [batch, past + sequence] · position_ids int64 [batch, sequence]
-    past_key_values.N.key, past_key_values.N.value [batch, heads, past, width]
-    -> logits [batch, sequence, vocabulary] · present.N.key, present.N.value [batch, heads, past + sequence, width]
+    input_ids, position_ids        int64 [batch, sequence]
+    attention_mask                 int64 [batch, past + sequence]
+    past_key_values.N.key, .value        [batch, heads, past, width]
+ -> logits                               [batch, sequence, vocabulary]
+    present.N.key, .value                [batch, heads, past + sequence, width]
 
 The mask is 0 on padding, which stands on the left, and 1 elsewhere. `past` is 0 at the first call.
 """
@@ -16,7 +18,6 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.fx.experimental import _config as shape_settings
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -25,7 +26,7 @@ from tokenkit.export.quieted import quieted
 from tokenkit.models.bitlinear import ternary_layers
 from tokenkit.models.expand import expansion_of
 from tokenkit.models.factorised_view import factorised_of
-from tokenkit.models.load import input_matrix
+from tokenkit.models.load import input_matrix, quiet
 from tokenkit.models.lora import adapters, merge_lora
 
 INSTEAD = "write format=huggingface"
@@ -68,7 +69,7 @@ class Signature:
 
 
 class Traced(nn.Module):
-    """What is traced: the model behind inputs that are tensors only, with masks that are made of sums and comparisons."""
+    """What is traced: the model behind inputs that are tensors only, its masks made of comparisons."""
 
     def __init__(self, model: PreTrainedModel, signature: Signature) -> None:
         super().__init__()
@@ -100,8 +101,7 @@ class Traced(nn.Module):
             past_key_values=cache,
             use_cache=self.cached,
         )
-        layers = [] if cache is None else cache.layers
-        return said.logits, [(layer.keys, layer.values) for layer in layers]
+        return said.logits, [] if cache is None else _kept(cache)
 
     def _masks(self, attention_mask: Tensor, read: int, length: int) -> Tensor | dict[str, Tensor]:
         """One mask, or one for each kind of layer where the model has two."""
@@ -132,7 +132,7 @@ def trace(model: PreTrainedModel, signature: Signature) -> ExportedProgram:
     arguments = (ids, mask, positions, signature.empty(batch, past))
     rows, states = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}
     shapes = None if signature.length else (rows, rows, rows, [(states, states) for _ in signature.layers])
-    with quieted(), _plain_attention(model), shape_settings.patch(backed_size_oblivious=True), torch.no_grad():
+    with quieted(), _plain_operations(model), torch.no_grad():
         try:
             program = torch.export.export(Traced(model, signature), arguments, dynamic_shapes=shapes)
         except Exception as error:  # what tracing raises has no common base
@@ -151,19 +151,36 @@ def unsupported(model: PreTrainedModel, why: object) -> UserError:
 
 
 @contextmanager
-def _plain_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, attention is products and a softmax, which every consumer has."""
-    before, training = model.config._attn_implementation, model.training
-    model.eval().set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-        model.train(training)
+def _plain_operations(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, attention is products and a softmax, and experts are products too, which every consumer has."""
+    attention, training = model.config._attn_implementation or "eager", model.training
+    experts = model.get_experts_implementation() if model._can_set_experts_implementation() else None
+    with quiet():
+        model.eval().set_attn_implementation("eager")
+        if experts is not None:
+            model.set_experts_implementation("batched_mm")
+        try:
+            yield
+        finally:
+            model.set_attn_implementation(attention)
+            if experts is not None:
+                model.set_experts_implementation(experts)
+            model.train(training)
+
+
+def _kept(cache: DynamicCache) -> Past:
+    """Keys and values of the layers that hold nothing else."""
+    kept: Past = []
+    for layer in cache.layers:
+        if isinstance(layer, DynamicLayer) and type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
+            assert layer.keys is not None
+            assert layer.values is not None
+            kept.append((layer.keys, layer.values))
+    return kept
 
 
 def graph_model(model: PreTrainedModel, vocab_size: int, dtype: torch.dtype) -> PreTrainedModel:
-    """The model that is traced: in a number format, without adapters; UserError where it is more than transformers' own.
+    """The model that is traced: in a number format, without adapters; UserError where we added to it.
 
     The model itself where nothing has to be changed, else a copy.
     """
@@ -200,10 +217,9 @@ def signature_of(model: PreTrainedModel, *, cached: bool = True, length: int | N
     if not cached:
         return Signature((), model.dtype, length)
     with torch.no_grad():
-        cache = model(torch.zeros(1, 1, dtype=torch.long), use_cache=True).past_key_values
-    if not isinstance(cache, DynamicCache) or any(
-        type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers
-    ):
-        raise unsupported(model, "it keeps more than keys and values")
-    layers = [(layer.keys.shape[1], layer.keys.shape[-1], layer.values.shape[-1]) for layer in cache.layers]
+        cache = model(torch.zeros(1, 1, dtype=torch.long), use_cache=True).get("past_key_values")
+    kept = _kept(cache) if isinstance(cache, DynamicCache) else []
+    if not kept or len(kept) < len(cache.layers):
+        raise unsupported(model, "it keeps other things than keys and values of each layer")
+    layers = [(key.shape[1], key.shape[-1], value.shape[-1]) for key, value in kept]
     return Signature(tuple(layers), model.dtype, None)

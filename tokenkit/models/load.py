@@ -1,15 +1,17 @@
 """A causal language model from a folder or the hub: safetensors only, quiet, complete or refused."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from tokenkit.config import UserError
+from tokenkit.models.quantized_saved import dequantise, loading_options
 from tokenkit.tokenizers.base import Tokenizer
 
 BASE, EXPANSION = "base", "expansion.safetensors"  # a byte-level model whose inputs are expanded
@@ -51,7 +53,9 @@ def load_model(
     """The causal language model of a folder or hub id, in evaluation mode."""
     _check_folder(source)
     try:
-        with quiet():
+        with quiet(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You passed `quantization_config`")  # on purpose
+            config, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
             model, loading = AutoModelForCausalLM.from_pretrained(
                 source,
                 dtype=dtype,
@@ -59,6 +63,7 @@ def load_model(
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
                 output_loading_info=True,
+                **loading_options(config),
             )
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
@@ -67,6 +72,7 @@ def load_model(
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(f"{source}: the weights lack {', '.join(problems[:3])}{more}; take a complete checkpoint")
+    dequantise(model)
     return model.to(device).eval()
 
 

@@ -17,6 +17,41 @@ from tokenkit.models.load import logit_settings, output_head
 from tokenkit.quantities import at_least_float32
 from tokenkit.scores import LogitForm
 
+ROOM = 32  # positions, at least, that a larger cache has beyond what is written
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values of a layer as the front of larger tensors: what is new is written there, the old not copied."""
+
+    room: list[Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """All keys and values, the new ones at the end."""
+        if self.keys is None or self.values is None:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None
+        assert self.values is not None
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if self.room is None or self.room[0].shape[-2] < end:
+            pairs = ((self.keys, key_states), (self.values, value_states))
+            self.room = [_larger(old, new, start, end) for old, new in pairs]
+        self.room[0][:, :, start:end], self.room[1][:, :, start:end] = key_states, value_states
+        self.keys, self.values = self.room[0][:, :, :end], self.room[1][:, :, :end]
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Goes on with these rows."""
+        super().reorder_cache(beam_idx)
+        self.room = None
+
+
+def _larger(old: Tensor, new: Tensor, start: int, end: int) -> Tensor:
+    room = new.new_empty(*new.shape[:2], end + max(ROOM, end // 4), new.shape[3])
+    if start:
+        room[:, :, :start] = old
+    return room
+
 
 class Reader:
     """A causal model and what it has read so far: call it with ids, and it goes on where it stopped.
@@ -75,7 +110,7 @@ class Reader:
         """Forgets what was read after the first `length` positions."""
         if self.seen is None or length >= self.length:
             return
-        if self.cache is not None and all(type(layer) is DynamicLayer for layer in self.cache.layers) and length > 0:
+        if self.cache is not None and all(type(layer) is GrowingLayer for layer in self.cache.layers) and length > 0:
             self.cache.crop(length - self.length)
         else:
             self.cache = None
@@ -124,8 +159,11 @@ class Reader:
     def _empty_cache(self) -> DynamicCache | None:
         """Of layers that forget nothing, for a model of attention only; None lets the model make its own."""
         own = DynamicCache(config=self.config)
-        attention = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in own.layers)
-        return DynamicCache() if attention else None
+        if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in own.layers):
+            return None
+        cache = DynamicCache()
+        cache.layer_class_to_replicate = GrowingLayer
+        return cache
 
     def _expanded(self, before: Tensor | None) -> Any:
         return nullcontext() if self.expansion is None else self.expansion.after(before)

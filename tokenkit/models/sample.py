@@ -223,40 +223,59 @@ def _continued(
     model: PreTrainedModel,
     prompts: list[list[int]],
     drawing: Drawing,
-    numbers: list[int],
+    keys: list[int],
     limits: list[int],
     enough: Enough,
     *,
     scored: bool,
 ) -> Iterator[tuple[int, int, float]]:
     """As `drawn`, of one batch."""
-    reader, device = Reader(model), model.device
-    ids, mask = padded(prompts, device)
-    rows, keys, repetition, n = list(range(len(prompts))), torch.tensor(numbers, device=device), None, 0
+    batch, rows, n = _Batch(model, prompts, drawing, keys), list(range(len(prompts))), 0
     while rows:
-        logits = reader(ids, mask if n == 0 else None)
-        if n == 0:
-            repetition = drawing.repetition(prompts, logits.shape[1], device)
-        chosen = draw(logits if repetition is None else repetition(logits), keys, n, drawing)
-        said, listed = said_of(logits, chosen, scored=scored, n=n).tolist(), chosen.tolist()
+        ids, said = batch.step(n, scored=scored)
         n += 1
         kept = []
-        for place, (row, i, value) in enumerate(zip(rows, listed, said, strict=True)):
+        for place, (row, i, value) in enumerate(zip(rows, ids, said, strict=True)):
             over = enough(row, i) or i in drawing.stop_ids or n == limits[row]
             yield row, i, value
             if not over:
                 kept.append(place)
-        if repetition is not None:
-            repetition.add(listed)
-        if len(kept) < len(rows):
-            rows, left = [rows[place] for place in kept], torch.tensor(kept, dtype=torch.long, device=device)
-            if not rows:
-                return
-            reader.select(left)
-            keys, chosen = keys[left], chosen[left]
-            if repetition is not None:
-                repetition.select(kept)
-        ids = chosen[:, None]
+        if 0 < len(kept) < len(rows):
+            batch.select(kept)
+        rows = [rows[place] for place in kept]
+
+
+class _Batch:
+    """Rows that are read together. In inference mode, so no tensor of it may get out."""
+
+    def __init__(self, model: PreTrainedModel, prompts: list[list[int]], drawing: Drawing, keys: list[int]) -> None:
+        self.reader, self.prompts, self.drawing = Reader(model), prompts, drawing
+        self.ids, self.mask = padded(prompts, model.device)
+        self.keys = torch.tensor(keys, device=model.device)
+        self.repetition: Repetition | None = None
+
+    @torch.inference_mode()
+    def step(self, n: int, *, scored: bool) -> tuple[list[int], list[float]]:
+        """The n-th new id of each row, and its log-probability."""
+        logits = self.reader(self.ids, self.mask if n == 0 else None)
+        if n == 0:
+            self.repetition = self.drawing.repetition(self.prompts, logits.shape[1], logits.device)
+        changed = logits if self.repetition is None else self.repetition(logits)
+        chosen = draw(changed, self.keys, n, self.drawing)
+        said, ids = said_of(logits, chosen, scored=scored, n=n), chosen.tolist()
+        if self.repetition is not None:
+            self.repetition.add(ids)
+        self.ids = chosen[:, None]
+        return ids, said
+
+    @torch.inference_mode()
+    def select(self, rows: list[int]) -> None:
+        """Goes on with these rows."""
+        left = torch.tensor(rows, device=self.keys.device)
+        self.reader.select(left)
+        self.keys, self.ids = self.keys[left], self.ids[left]
+        if self.repetition is not None:
+            self.repetition.select(rows)
 
 
 def padded(
@@ -271,12 +290,13 @@ def padded(
     return ids, torch.arange(longest, device=device) >= longest - lengths[:, None]
 
 
-def said_of(logits: Float[Tensor, "B V"], chosen: Int64[Tensor, "B"], *, scored: bool, n: int) -> Float[Tensor, "B"]:
+def said_of(logits: Float[Tensor, "B V"], chosen: Int64[Tensor, "B"], *, scored: bool, n: int) -> list[float]:
     """The chosen ids' log-probabilities, nan if they are not asked for; UserError where logits are not numbers."""
-    value = (logits.double().log_softmax(-1) if scored else logits).gather(1, chosen[:, None]).squeeze(1).cpu()
-    if value.isnan().any():
+    scores = logits.double().log_softmax(-1) if scored else logits
+    said = scores.gather(1, chosen[:, None]).squeeze(1).tolist()
+    if any(map(math.isnan, said)):
         raise UserError(f"the model's logits are not numbers at new token {n}; mend the model")
-    return value if scored else value.fill_(math.nan)
+    return said if scored else [math.nan] * len(said)
 
 
 def draw(logits: Float[Tensor, "B V"], keys: Int64[Tensor, "B"], n: int, drawing: Drawing) -> Int64[Tensor, "B"]:

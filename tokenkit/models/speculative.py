@@ -104,7 +104,7 @@ class _One:
             self.tally.calls += 1
             for step in range(len(guesses) + 1):
                 chosen = self._draw(logits[step : step + 1], n, self.row, self.own)
-                said, i = float(said_of(logits[step : step + 1], chosen, scored=scored, n=n)), int(chosen)
+                (said,), i = said_of(logits[step : step + 1], chosen, scored=scored, n=n), int(chosen)
                 stands = step < len(guesses) and i == guesses[step]
                 self.tally.checked += step < len(guesses)
                 self.tally.accepted += stands

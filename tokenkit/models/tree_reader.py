@@ -45,10 +45,17 @@ class TreeReader:
     def _forget(self) -> None:
         self.cache = DynamicCache()
         self._slot: dict[int, int] = {}  # of a node that is still in the cache
-        self._attends = torch.zeros(0, 0, dtype=torch.bool, device=input_matrix(self.model).device)
+        self._size = 0  # positions of the cache
+        device = input_matrix(self.model).device
+        self._attends = torch.zeros(64, 64, dtype=torch.bool, device=device)  # who attends to whom; grows by doubling
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def held(self) -> int:
+        """Positions in the cache."""
+        return self._size
 
     def path(self, node: int) -> list[int]:
         """The ids from the beginning to this node."""
@@ -80,32 +87,39 @@ class TreeReader:
         """Frees what only other nodes than these and their ancestors need. Only these may get further children."""
         if not self.shared or not self._slot:
             return
-        slots = torch.tensor([self._slot[node] for node in nodes], dtype=torch.long, device=self._attends.device)
-        kept = self._attends[slots].any(0).nonzero().squeeze(1)
-        if not len(kept):
+        held: set[int] = set()
+        for node in nodes:
+            while node != ROOT and node not in held:
+                held.add(node)
+                node = self.parents[node]
+        if not held:
             self._forget()
             return
+        places = sorted(self._slot[node] for node in held)
+        kept = torch.tensor(places, device=self._attends.device)
         for layer in self.cache.layers:
-            assert isinstance(layer, DynamicLayer), "the cache was made of no others"
+            assert isinstance(layer, DynamicLayer) and layer.keys is not None, "the cache was made of no others"
+            assert layer.values is not None, "keys come with values"
             layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
-        place = {slot: new for new, slot in enumerate(kept.tolist())}
-        self._slot = {node: place[slot] for node, slot in self._slot.items() if slot in place}
-        self._attends = self._attends[kept][:, kept]
+        place = {slot: new for new, slot in enumerate(places)}
+        self._slot = {node: place[self._slot[node]] for node in held}
+        rows = self._attends[kept][:, kept]
+        self._size = len(places)
+        self._attends.zero_()[: self._size, : self._size] = rows
 
     def _in_the_tree(self, nodes: range) -> Float[Tensor, "N D"]:
-        before, device = len(self._attends), self._attends.device
-        total = before + len(nodes)
-        attends = torch.zeros(total, total, dtype=torch.bool, device=device)
-        attends[:before, :before] = self._attends
+        before, self._size = self._size, self._size + len(nodes)
+        while self._size > len(self._attends):
+            self._attends = torch.nn.functional.pad(self._attends, (0, len(self._attends), 0, len(self._attends)))
         for slot, node in enumerate(nodes, before):
             self._slot[node] = slot
             if self.parents[node] != ROOT:
-                attends[slot] = attends[self._slot[self.parents[node]]]
-            attends[slot, slot] = True
-        self._attends = attends
-        dtype = input_matrix(self.model).dtype
-        barred = torch.zeros(len(nodes), total, dtype=dtype, device=device)
-        barred.masked_fill_(~attends[before:], torch.finfo(dtype).min)
+                self._attends[slot] = self._attends[self._slot[self.parents[node]]]
+            self._attends[slot, slot] = True
+        attends = self._attends[before : self._size, : self._size]
+        dtype, device = input_matrix(self.model).dtype, attends.device
+        barred = torch.zeros(attends.shape, dtype=dtype, device=device)
+        barred.masked_fill_(~attends, torch.finfo(dtype).min)
         output = self.body(
             **self._inputs(nodes),
             attention_mask=barred[None, None],

@@ -21,6 +21,7 @@ RUNS = {
     "mined-mapping": "mined_mapping.MinedMappingRun",
     "generate": "generate.GenerateRun",
     "export": "export.ExportRun",
+    "merge-lora": "merge_lora.MergeLoraRun",
     "report": "report.ReportRun",
     "card": "card.CardRun",
     "sweep": "sweep.SweepRun",

@@ -29,13 +29,14 @@ class ExportRun(Config):
     """A new folder; for `gguf` a new file that ends in .gguf, for `torch_export` in .pt2. For `onnx` a folder with the
     tokenizer beside the model, or only the model where it ends in .onnx."""
     model: ModelChoice
-    format: Literal["huggingface", "ternary", "latent", "unpacked", "gguf", "onnx", "torch_export"]
+    format: Literal["huggingface", "ternary", "latent", "unpacked", "gguf", "onnx", "torch_export", "int8", "int4"]
     """huggingface: as it is. ternary: four trits a byte, for stock transformers. latent: the matrices of a ternary
-    model as they are trained, to go on with. unpacked: a packed folder as an ordinary one. gguf: for llama.cpp. onnx: for onnxruntime, with a
-    key-value cache. torch_export: a program of torch.export."""
+    model as they are trained, to go on with. unpacked: a packed folder as an ordinary one. gguf: for llama.cpp. onnx:
+    for onnxruntime, with a key-value cache. torch_export: a program of torch.export. int8, int4: matrices of 8 or 4
+    bits, for stock transformers."""
     dtype: ExportType | None = None
-    """Number format of what is not ternary; by default bfloat16 for `ternary` and `unpacked`, else float32. Not for
-    `gguf`."""
+    """Number format of what is not ternary or quantised; by default bfloat16 for `ternary` and `unpacked`, else
+    float32. Not for `gguf`."""
     linear_class: Literal["bitlinear", "autobitlinear"] = "bitlinear"
     """`ternary`: which layer of transformers unpacks: at every call, or once on loading, which saves no memory."""
     type: Literal["f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0"] | None = None
@@ -43,15 +44,23 @@ class ExportRun(Config):
     embedding_type: Literal["f32", "f16", "bf16", "q8_0"] | None = None
     """`gguf`: type of embeddings and head; by default `type`, and q8_0 where that is ternary."""
     dynamic_axes: bool = True
-    """`onnx`, `torch_export`: any batch, length and cache. false: one row of `sequence_length` tokens, without a cache."""
+    """`onnx`, `torch_export`: any batch, length and cache. false: one row of `sequence_length` tokens, no cache."""
     sequence_length: int | None = Field(None, ge=1)
     """With `dynamic_axes: false`: tokens of the row, padding on the left included."""
+    group_size: int = Field(32, ge=1)
+    """`int4`: weights of a row that share a scale."""
+    int4_layout: Literal["packed", "tiled"] = "packed"
+    """`int4`: packed, of compressed-tensors, for any device and for vLLM; tiled, of torchao, for its CUDA kernels."""
+    skip: list[str] = []
+    """`int8`, `int4`: layers that stay as they are: the last part of a name (`down_proj`), or a glob."""
+    max_rise: float | None = Field(None, ge=0)
+    """`int8`, `int4`: share by which bits per byte on `corpus` may rise; by default 0.01 and 0.1. More is refused."""
     max_shard_bytes: int = Field(SHARD_BYTES, ge=1)
     """Weights are cut into files of at most this size, or one tensor."""
     force_ptq: bool = False
     """Round a model to ternary that was not trained so. It breaks: the damage is measured and printed."""
     corpus: SourceConfig | None = None
-    """Text for that measurement; by default a few lines."""
+    """Text for what is measured (`force_ptq`, `int8`, `int4`); by default a few lines."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
@@ -66,6 +75,9 @@ def export(run: ExportRun) -> dict[str, Any]:
         _need("accelerate", "transformers loads ternary folders with it")
     if run.format == "gguf":
         _need("gguf", "it writes the file")
+    if run.format in ("int8", "int4"):
+        packed = run.format == "int4" and run.int4_layout == "packed"
+        _need("compressed-tensors" if packed else "torchao", "transformers loads such folders with it")
     if run.format == "onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
             _need(package, "a graph is written with onnx and onnxscript and checked with onnxruntime")
@@ -81,14 +93,15 @@ def export(run: ExportRun) -> dict[str, Any]:
 
 
 def _need(package: str, why: str) -> None:
-    if importlib.util.find_spec(package) is None:
+    if importlib.util.find_spec(package.replace("-", "_")) is None:
         raise UserError(f"export: needs {package} ({why}); pip install {package}")
 
 
 def _huggingface(run: ExportRun, model: PreTrainedModel, tokenizer: Tokenizer) -> dict[str, Any]:
     if ternary_layers(model):
         raise UserError("export: the model is ternary; write format=ternary, latent or gguf")
-    export_model(model, tokenizer, run.output, dtype=DTYPES[run.dtype or "float32"])
+    dtype = DTYPES[run.dtype or "float32"]
+    export_model(model, tokenizer, run.output, dtype=dtype, max_shard_bytes=run.max_shard_bytes)
     return {"dtype": run.dtype or "float32"}
 
 
@@ -130,8 +143,29 @@ def _length(run: ExportRun) -> int | None:
     return run.sequence_length
 
 
+def _quantized(run: ExportRun, model: PreTrainedModel, tokenizer: Tokenizer) -> dict[str, Any]:
+    from tokenkit.export.quantized import export_quantized  # needs packages that not everybody has
+
+    tiled = run.format == "int4" and run.int4_layout == "tiled"
+    options: dict[str, Any] = {} if run.corpus is None else {"documents": read_documents(run.corpus)}
+    return export_quantized(
+        model,
+        tokenizer,
+        run.output,
+        scheme="int4_tiled" if tiled else run.format,  # pyrefly: ignore [bad-argument-type] (int8 or int4 here)
+        group_size=run.group_size,
+        skip=run.skip,
+        dtype=DTYPES[run.dtype or ("bfloat16" if tiled else "float32")],
+        max_shard_bytes=run.max_shard_bytes,
+        max_rise=run.max_rise,
+        **options,
+    )
+
+
 FORMATS: dict[str, Callable[[ExportRun, PreTrainedModel, Tokenizer], dict[str, Any]]] = {
     "huggingface": _huggingface,
+    "int8": _quantized,
+    "int4": _quantized,
     "ternary": _ternary,
     "latent": _latent,
     "gguf": _gguf,

@@ -8,6 +8,7 @@ from pydantic import field_validator
 from transformers import PreTrainedModel
 
 from tokenkit.config import Config, UserError
+from tokenkit.models.adapter import merge_adapter, read_adapter
 from tokenkit.models.expand import load_expansion
 from tokenkit.models.factorised import Factorised
 from tokenkit.models.factorised_view import FACTORISED, TOKENIZER, attach_saved
@@ -31,6 +32,8 @@ class ModelChoice(Config):
     revision: str | None = None
     trust_remote_code: bool = False
     """Run the model's own Python code. Only for a source that you trust."""
+    adapter: Path | None = None
+    """A folder of PEFT's LoRA adapters, which are merged into the model as it is loaded."""
 
     @field_validator("source")
     @classmethod
@@ -54,18 +57,27 @@ def load_pair(choice: ModelChoice, device: str, *, codes: bool = False) -> tuple
         )
     source = str(folder / BASE) if expansion.is_file() or factorised.is_file() else choice.source
     beside = str(folder / TOKENIZER) if factorised.is_file() else source
-    spec = choice.tokenizer or TokenizerSpec(name=beside)
+    adapter = None if choice.adapter is None else read_adapter(choice.adapter)
+    trained_with = None if choice.adapter is None else tokenizer_beside(choice.adapter)
+    spec = choice.tokenizer or trained_with or TokenizerSpec(name=beside)
     revision = choice.revision if spec.name == source else None  # another repository has other revisions
     tokenizer = load_tokenizer(spec, revision=revision)
     model = load_model(source, device=device, revision=choice.revision, trust_remote_code=choice.trust_remote_code)
     if not codes or model.config.to_dict().get(QUANTIZATION, {}).get("quantization_mode") == "online":
         reattach_ternary(model, model.config.to_dict())  # a packed one can be read, and not trained
+    if adapter is not None:
+        merge_adapter(model, adapter)
     check_linear_head(model)
     if expansion.is_file():
         load_expansion(model, expansion)
     if factorised.is_file():
         attach_saved(model, Factorised.load(factorised))
     return model, tokenizer
+
+
+def tokenizer_beside(adapter: Path) -> TokenizerSpec | None:
+    """The tokenizer that was saved with an adapter, if one was."""
+    return TokenizerSpec(name=str(adapter)) if (adapter / "tokenizer.json").is_file() else None
 
 
 ExportType = Literal["float32", "bfloat16", "float16"]
