@@ -2,22 +2,24 @@
 
 A real pretrained model and real text, from the shared data folder. Makes what is not there yet (four short transfers),
 then prints three Markdown tables. Every text is short enough to be read whole, so all figures have the same context.
-Usage: nice python benchmarks/ensembles.py [--steps 200] [--documents 24] [--output FOLDER]
+Usage: nice python benchmarks/ensembles.py [--steps 200] [--documents 8] [--output FOLDER]
 """
 
 import argparse
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from tokenkit.align.vocabulary import map_vocabulary
 from tokenkit.config import load
 from tokenkit.data.source import SourceConfig, read_documents
 from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
-from tokenkit.eval.byte_ensemble import score_bytes
+from tokenkit.eval.byte_ensemble import byte_distributions, byte_windows, score_bytes
 from tokenkit.eval.combine import Combination
 from tokenkit.eval.ensemble import Ensemble, Member
 from tokenkit.eval.next_byte import ByteModel, CoverConfig
@@ -119,13 +121,17 @@ def byte_table(side: dict[str, Member], documents: list[str]) -> None:
         ["stories260K", "bpe, ALM"],
         ["stories260K", "bpe, ALM", "unigram", "byte"],
     ]
+    windows = [window for document in documents for window in byte_windows(document, 512)]
     for group in groups:
-        joint = {}
-        for how in ("mean_prob", "mean_logp"):
-            some = [models[name] for name in group]
-            joint[how], own = score_bytes(some, Combination(how, len(group)), documents)
-        alone = ", ".join(f"{one.bits_per_byte:.4f}" for one in own)
-        row(" + ".join(group), alone, joint["mean_prob"].bits_per_byte, joint["mean_logp"].bits_per_byte)
+        combined = [Combination(how, len(group)) for how in ("mean_prob", "mean_logp")]
+        nats, count = np.zeros(2 + len(group)), 0
+        for place in byte_distributions([models[name] for name in group], windows):
+            members = [torch.from_numpy(logp) for logp in place.logp]
+            wanted = torch.from_numpy(place.wanted)[:, None]
+            nats -= [one.gather(1, wanted).sum().item() for one in (*(c(members) for c in combined), *members)]
+            count += len(wanted)
+        bits = [float(value) for value in nats / math.log(2) / count]
+        row(" + ".join(group), ", ".join(f"{one:.4f}" for one in bits[2:]), *bits[:2])
 
 
 def token_table(side: dict[str, Member], documents: list[str]) -> None:
@@ -155,14 +161,14 @@ def main() -> None:
     """Makes the models, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--documents", type=int, default=24)
+    parser.add_argument("--documents", type=int, default=8)
     parser.add_argument("--output", type=Path, default=Path("outputs/ensembles"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     side = members(arguments.steps, arguments.output)
     whole = read_documents(SourceConfig(path=str(VALID), separator=r"\n\n(?=Once upon a time|One day)"))
     documents = [text.encode()[:BYTES].decode(errors="ignore") for text in whole[: arguments.documents]]
-    for table in (covers_table, token_table, byte_table):
+    for table in (token_table, byte_table, covers_table):
         print(f"\n{table.__doc__}\n")
         table(side, documents)
 

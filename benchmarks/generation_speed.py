@@ -2,8 +2,9 @@
 
 Both get the same ids of the same model in one process, with their own key-value cache, and write 64 tokens (no end of
 text before that); tokenkit also makes the texts. The ids of greedy runs are asserted to be equal. Medians of ratios
-over interleaved repeats; above 1 tokenkit is faster. `--draft` shows what drafting brings instead.
-Usage: python benchmarks/generation_speed.py [--tokens 64] [--repeats 7] [--draft]
+over interleaved repeats; above 1 tokenkit is faster. `--draft FOLDER` shows instead what a draft brings the demo
+teacher, and what it itself would: `overlap` is the share of guesses that the rule of 2211.17192 would take.
+Usage: python benchmarks/generation_speed.py [--tokens 64] [--repeats 7] [--draft FOLDER]
 """
 
 import os
@@ -14,17 +15,19 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import torch
 from alignment_throughput import SHARED
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from tokenkit.config import build
 from tokenkit.models.generate import WritingConfig, write
 from tokenkit.models.load import load_model
 from tokenkit.models.sample import empty_ids
+from tokenkit.models.speculative import Draft, Tally
 from tokenkit.tokenizers.load import load_tokenizer
 
 MODELS = {
@@ -100,20 +103,56 @@ def compare(tokens: int, repeats: int) -> None:
     print(f"{'model':14}{'prompts':11}{'draw':22}{'ratio':>7}{'least':>7}{'most':>7}")
     for name in MODELS:
         bench = Bench(name, tokens)
-        for (lengths, draw) in product(LENGTHS, DRAWS):
+        for lengths, draw in product(LENGTHS, DRAWS):
             prompts, how = bench.prompts(LENGTHS[lengths]), DRAWS[draw]
             mine, other = bench.ours(prompts, how), bench.theirs(prompts, how)
             if draw == "greedy" or (draw == "greedy, penalties" and "unequal" not in lengths):  # it penalises padding
                 assert mine == other, f"{name}, {lengths}, {draw}: other ids"
-            found = ratio(lambda: bench.ours(prompts, how), lambda: bench.theirs(prompts, how), repeats)
+            found = ratio(partial(bench.ours, prompts, how), partial(bench.theirs, prompts, how), repeats)
             print(f"{name:14}{lengths:11}{draw:22}{found[0]:7.2f}{found[1]:7.2f}{found[2]:7.2f}", flush=True)
+
+
+@torch.no_grad()
+def overlap(bench: Bench, draft: PreTrainedModel, rows: list[list[int]], temperature: float) -> float:
+    """Mean of sum(min(p, q)) over the new tokens, p and q the distributions that both models draw from."""
+    found = []
+    for row in rows:
+        ids = torch.tensor([row])
+        p, q = (
+            (model(ids).logits[0, -bench.tokens - 1 : -1] / temperature).softmax(-1) for model in (bench.model, draft)
+        )
+        found.append(torch.minimum(p, q).sum(-1).mean())
+    return float(torch.stack(found).mean())
+
+
+def drafted(folder: str, tokens: int, repeats: int) -> None:
+    bench = Bench("demo_teacher", tokens)
+    prompts = bench.prompts([32] * 8)
+    print(f"{'draft':10}{'guesses':>8}{'draw':>17}{'stand':>8}{'overlap':>9}{'per pass':>10}{'speed':>7}")
+    for name, model in (("trained", load_model(folder)), ("itself", bench.model)):
+        for guesses, how in product((2, 4), ({}, {"temperature": 0.8})):
+            keys = {"max_new_tokens": tokens, "min_new_tokens": tokens, **how}
+            options = {"model": bench.model, "tokenizer": bench.tokenizer, "config": build(WritingConfig, keys)}
+            options["prompts"], tally = prompts, Tally()
+            alone = [one.ids for one in write(**options, batch_size=1)]
+            assert alone == [one.ids for one in write(**options, draft=Draft(model, guesses), tally=tally)]
+            texts = [[*prompt, *ids] for prompt, ids in zip(prompts, alone, strict=True)]
+            share = f"{overlap(bench, model, texts, how['temperature']):.1%}" if how else ""
+            jobs = partial(write, **options, draft=Draft(model, guesses)), partial(write, **options, batch_size=1)
+            speed = ratio(*jobs, repeats)[0]
+            draw = f"temperature {how['temperature']}" if how else "greedy"
+            brought = f"{tally.acceptance:8.1%}{share:>9}{tally.tokens_per_call:10.2f}{speed:7.2f}"
+            print(f"{name:10}{guesses:8}{draw:>17}{brought}", flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--draft", action="store_true")
+    parser.add_argument("--draft", metavar="FOLDER")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    compare(arguments.tokens, arguments.repeats)
+    if arguments.draft:
+        drafted(arguments.draft, arguments.tokens, arguments.repeats)
+    else:
+        compare(arguments.tokens, arguments.repeats)

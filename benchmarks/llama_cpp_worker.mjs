@@ -1,17 +1,19 @@
 // What llama.cpp makes of a GGUF file, through node-llama-cpp's prebuilt library: ids, logits, texts and speed, as JSON.
-// Standard input: {folder, model, threads, rows: [[id]], texts: [text], generated, prompts: [text], max_new, suppressed: [id]};
+// Standard input: {folder, model, threads, rows: [[id]], texts: [text], generated, prompts: [text], max_new, suppressed: [id], cache};
 // folder holds node_modules. `generated` ids are drawn for speed; `prompts` are continued greedily, up to an end of text.
+// `cache` is the type of keys and values, F16 by default.
 import {readFileSync} from "node:fs";
 import {join} from "node:path";
 import {pathToFileURL} from "node:url";
 
 const asked = JSON.parse(readFileSync(0, "utf8"));
+const loading = process.hrtime.bigint();
 const entry = join(asked.folder, "node_modules", "node-llama-cpp", "dist", "index.js");
 const {getLlama} = await import(pathToFileURL(entry).href);
 const llama = await getLlama({gpu: false, build: "never", progressLogs: false, logLevel: "error"});
-const loading = process.hrtime.bigint();
 const model = await llama.loadModel({modelPath: asked.model, gpuLayers: 0});
-const context = await model.createContext({contextSize: 512, threads: asked.threads, flashAttention: false});
+const kept = asked.cache ? {experimentalKvCacheKeyType: asked.cache, experimentalKvCacheValueType: asked.cache} : {};
+const context = await model.createContext({contextSize: 512, threads: asked.threads, flashAttention: false, ...kept});
 const sequence = context.getSequence();
 const load_s = Number(process.hrtime.bigint() - loading) / 1e9;
 const found = {load_s, texts: [], generate_s: 0, ids: asked.texts.map((text) => model.tokenize(text, false)), logits: [], seconds: 0, tokens: 0};

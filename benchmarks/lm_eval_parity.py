@@ -71,15 +71,17 @@ def compare(name: str, folders: TaskFolders, asked: dict[str, Any], limit: int, 
     """One row of the table."""
     found: dict[str, Any] = {}
     took: dict[str, list[float]] = {who: [] for who in asked}
+    cpu: dict[str, list[float]] = {who: [] for who in asked}
     for _ in range(repeats):
         for who, model in asked.items():
             tasks = folders.load(f"local_{name}")
             for task in tasks["tasks"].values():
                 task.set_config("num_fewshot", task.get_config("num_fewshot") or 0)
                 task.set_fewshot_seed(seed=1234)
-            begun = time.perf_counter()
+            begun, busy = time.perf_counter(), time.process_time()
             found[who] = lm_eval.evaluate(model, tasks, limit=limit, bootstrap_iters=0, log_samples=True)
             took[who].append(time.perf_counter() - begun)
+            cpu[who].append(time.process_time() - busy)
     own, theirs = answers(found["ours"]), answers(found["hf 1"])
     shown = {who: {key: f"{value:.4f}" for key, value in figures(result).items()} for who, result in found.items()}
     metrics = " · ".join(f"{key.removesuffix(',none')} {value}" for key, value in shown["ours"].items())
@@ -93,8 +95,8 @@ def compare(name: str, folders: TaskFolders, asked: dict[str, Any], limit: int, 
         pairs = [(a, b) for a, b in zip(own, theirs, strict=True) if isinstance(a, tuple)]
         greedy = f"{sum(a[1] == b[1] for a, b in pairs)} of {len(pairs)}" if pairs else "–"
         cuts = str(other_cuts(asked["hf 1"], asked["ours"], found["ours"])) if pairs else "–"
-    median = {who: statistics.median(times) for who, times in took.items()}
-    ratios = [f"{median['ours'] / median[who]:.2f}" for who in BESIDE]
+    median, used = ({who: statistics.median(t) for who, t in times.items()} for times in (took, cpu))
+    ratios = [f"{times['ours'] / times[who]:.2f}" for times in (median, used) for who in BESIDE]
     equal = "yes" if shown["ours"] == shown["hf 1"] else "no: " + str(shown["hf 1"])
     seconds = [f"{median[who]:.2f}" for who in (*BESIDE, "ours")]
     return [name, metrics, equal, difference, greedy, cuts, *seconds, *ratios]
@@ -114,9 +116,11 @@ def main() -> None:
     source = asked.model or str(asked.shared / "data/weights/stories260K")
     dtype = "float64" if asked.float64 else "float32"
     folders = TaskFolders([Path(__file__).parent / "tasks"], {"data": str(asked.shared / "data")})
-    print(f"{Path(source).name}, {dtype}, limit {asked.limit}, medians of {asked.repeats}, lm_eval {lm_eval.__version__}\n")
+    print(
+        f"{Path(source).name}, {dtype}, limit {asked.limit}, medians of {asked.repeats}, lm_eval {lm_eval.__version__}\n"
+    )
     head = ["task", "metrics (ours)", "equal", "largest difference", "greedy equal", "other cuts"]
-    head += ["hf 1, s", "hf 16, s", "ours, s", "ours / hf 1", "ours / hf 16"]
+    head += ["hf 1, s", "hf 16, s", "ours, s", "ours / hf 1", "ours / hf 16", "CPU: / hf 1", "CPU: / hf 16"]
     print("| " + " | ".join(head) + " |\n|" + " --- |" * len(head), flush=True)
     for name in asked.tasks:
         both = models(source, dtype, name == "web_text")

@@ -160,6 +160,9 @@ def _complain(schema: type[Config], error: ValidationError) -> NoReturn:
     else:
         text = first["msg"].removeprefix("Value error, ")
         message = f"{place}: {text[0].lower() + text[1:]}, not {first['input']!r}" if place else text
+        if first["type"] == "literal_error":
+            close = difflib.get_close_matches(str(first["input"]), re.findall(r"'([^']+)'", first["msg"]), n=1)
+            message += f"; did you mean {close[0]!r}?" if close else ""
     raise UserError(message + more) from None
 
 

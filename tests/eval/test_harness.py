@@ -20,7 +20,7 @@ from tokenkit.eval.metrics import OwnMetric, load_metrics
 from tokenkit.models.load import load_model
 from tokenkit.models.view import ModelView
 from tokenkit.tokenizers.load import load_tokenizer
-from tokenkit.verbs.benchmarks import benchmarks, subject_of
+from tokenkit.verbs.benchmarks import benchmarks, counting, subject_of
 from tokenkit.verbs.distill import distill
 from tokenkit.verbs.distill_run import DistillRun
 from tokenkit.verbs.model import ModelChoice
@@ -164,6 +164,9 @@ class Counting:
     def depends_on(self, task):
         return {"inside": self.inside}
 
+    def members(self, task):
+        return [task, f"{task}_inside"]
+
     def evaluate(self, subject, tasks, *, limit, num_fewshot):
         self.asked += [(subject.source, task, limit) for task in tasks]
         if self.fail:
@@ -254,84 +257,140 @@ def run(tmp_path, model_folder, corpus):
 
 
 @pytest.fixture
+def arc(tmp_path):
+    """A folder with one task of four questions, and what a run has to say of it."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    rows = [
+        {"question": f"the {word}", "choices": [" sat", " mat"], "label": 0} for word in ("cat", "dog", "fish", "eye")
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    (folder / "arc.yaml").write_text(ARC, "utf-8")
+    return {"tasks": ["arc"], "include_path": [str(folder)], "placeholders": {"data": str(folder)}}
+
+
+ARC = """
+task: arc
+dataset_path: json
+dataset_kwargs: {data_files: {test: "${data}/rows.jsonl"}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: question
+doc_to_target: label
+doc_to_choice: choices
+target_delimiter: ""
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+  - {metric: acc_norm, aggregation: mean, higher_is_better: true}
+metadata: {version: 3.0}
+"""
+
+
+@pytest.fixture
 def lm_eval(monkeypatch):
-    """A stand-in for lm-evaluation-harness that looks at what it is handed."""
-    module = ModuleType("lm_eval")
-    module.__version__ = "0.4.99"
-    module.calls = []
+    """Its model classes replaced by one that looks at the folder it is handed, and finds the first choice likelier."""
+    pytest.importorskip("lm_eval")
+    from lm_eval.api import registry
+    from lm_eval.api.model import LM
 
-    def simple_evaluate(**options):
-        folder = options["model_args"]["pretrained"]
-        model = load_model(folder)  # refuses incomplete weights
-        tokenizer = load_tokenizer(folder)
-        module.calls.append({**options, "parameters": model.num_parameters(), "ids": tokenizer.vocab_size})
-        tasks = options["tasks"]
-        figures = {"alias": "x", "acc,none": 0.4, "acc_stderr,none": "N/A", "acc_norm,none": 0.5, "f1,flex": 0.1}
-        config = {"dataset_path": "d/arc", "dataset_name": "easy", "test_split": "t"}
-        return {
-            "results": {name: dict(figures) for name in tasks},
-            "versions": dict.fromkeys(tasks, 3.0),
-            "n-shot": dict.fromkeys(tasks, 7),
-            "higher_is_better": {name: {"acc": True, "acc_norm": True} for name in tasks},
-            "configs": {name: dict(config) for name in tasks},
-        }
+    class Looking(LM):
+        calls = []
 
-    module.simple_evaluate = simple_evaluate
-    monkeypatch.setitem(sys.modules, "lm_eval", module)
-    return module
+        @classmethod
+        def create_from_arg_obj(cls, arg_dict, additional_config=None):
+            folder = arg_dict["pretrained"]
+            model, tokenizer = load_model(folder), load_tokenizer(folder)  # refuses incomplete weights
+            cls.calls.append({**arg_dict, "parameters": model.num_parameters(), "ids": tokenizer.vocab_size})
+            return cls()
+
+        def loglikelihood(self, requests):
+            return [(0.0 if " sat" in request.args[1] else -1.0, True) for request in requests]
+
+        def loglikelihood_rolling(self, requests):
+            raise AssertionError
+
+        generate_until = loglikelihood_rolling
+
+    asked = []
+    monkeypatch.setattr(registry, "get_model", lambda name: asked.append(name) or Looking)
+    Looking.calls, Looking.names = [], asked
+    return Looking
 
 
 @pytest.mark.parametrize("backend", ["hf", "vllm"])
-def test_other_packages_get_a_whole_folder_after_the_memory_is_free(run, monkeypatch, lm_eval, backend):
+def test_other_packages_get_a_whole_folder_after_the_memory_is_free(run, monkeypatch, lm_eval, arc, backend):
     freed = []
-    events = lm_eval.calls
     monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
     from tokenkit.verbs import benchmarks as module
 
     real = module._free
-    monkeypatch.setattr(module, "_free", lambda sides: (freed.append((len(events), sides)), real(sides)))
-    harness = {"tasks": ["arc"], "backend": backend, "limit": 5, "num_fewshot": 7}
-    results = distill(run(eval={"harness": harness}), quiet=True)
+    monkeypatch.setattr(module, "_free", lambda sides: (freed.append((len(lm_eval.calls), sides)), real(sides)))
+    results = distill(run(eval={"harness": arc | {"backend": backend, "limit": 3, "num_fewshot": 0}}), quiet=True)
     ((before, sides),) = freed
     assert before == 0  # saved, freed, and only then measured
     assert sides.student.model.device.type == "meta"
-    assert [call["model"] for call in events] == [backend, backend]
-    student, teacher = events
-    assert student["model_args"]["pretrained"] == str(run().output / "model")
-    assert teacher["model_args"]["pretrained"] == run().model.source
+    assert lm_eval.names == [backend, backend]
+    student, teacher = lm_eval.calls
+    assert student["pretrained"] == str(run().output / "model")
+    assert teacher["pretrained"] == run().model.source
     assert student["parameters"] == teacher["parameters"] > 0
-    assert student["model_args"]["dtype"] == "float32"
-    assert (student["tasks"], student["limit"], student["num_fewshot"]) == (["arc"], 5, 7)
-    first, second, third = results["benchmarks"]["trained"]
-    assert (first["metric"], second["metric"], third["metric"]) == ("acc_norm", "acc", "f1 (flex)")
-    assert (first["value"], first["direction"], first["task_version"], first["num_fewshot"]) == (0.5, "max", "3.0", 7)
-    assert "lm_eval 0.4.99" in first["version"]
+    assert student["dtype"] == "float32"
+    first, second = results["benchmarks"]["trained"]  # what stands beside the metrics is no figure
+    assert (first["metric"], second["metric"]) == ("acc_norm", "acc")
+    assert (first["value"], first["direction"], first["task_version"], first["num_fewshot"]) == (1.0, "max", "3.0", 0)
+    assert "lm_eval 0.4" in first["version"]
     assert ("vllm" in first["version"]) == (backend == "vllm")
-    assert (first["dataset"], first["config"], first["split"], first["limit"]) == ("d/arc", "easy", "t", 5)
+    assert (first["dataset"], first["split"], first["limit"]) == ("rows.jsonl", "test", 3)
     assert results["benchmarks"]["beside_teacher"] == {"tasks": 1, "mean": 1.0, "geometric_mean": 1.0}
-    assert "| arc | acc norm ↑ | 7 | 5 |" in (run().output / "model/README.md").read_text("utf-8")
+    assert "| arc | acc norm ↑ | 0 | 3 |" in (run().output / "model/README.md").read_text("utf-8")
 
 
-def test_a_teacher_is_measured_once_for_several_students(run, tmp_path, lm_eval):
-    asked = {"harness": {"tasks": ["arc"], "backend": "hf", "cache": str(tmp_path / "kept")}}
+def test_a_teacher_is_measured_once_for_several_students(run, tmp_path, lm_eval, arc):
+    asked = {"harness": arc | {"backend": "hf", "cache": str(tmp_path / "kept")}}
     for number in range(2):
         train = {"steps": 1 + number, "batch_size": 2, "optimizer": {"learning_rate": 1e-2}}
         distill(run(eval=asked, output=tmp_path / str(number), train=train), quiet=True)
-    sources = [call["model_args"]["pretrained"] for call in lm_eval.calls]
+    sources = [call["pretrained"] for call in lm_eval.calls]
     assert sources.count(run().model.source) == 1
     assert len(sources) == 3
 
 
+def test_an_unknown_task_is_told_before_training(run, arc, monkeypatch):
+    from tokenkit.eval import lm_eval_tasks
+
+    pytest.importorskip("lm_eval")
+    monkeypatch.setattr(lm_eval_tasks, "_stock", lambda: lm_eval_tasks.TaskFolders([]).manager([]))  # quick
+    for name, near in (("ark", "arc"), ("perplexty", "perplexity")):
+        with pytest.raises(UserError, match=f"did you mean .*{near}") as told:
+            distill(run(eval={"harness": arc | {"tasks": [name]}}), quiet=True)
+        assert "\n" not in str(told.value)
+        assert not run().output.exists()
+
+
+def test_a_group_counts_once(tmp_path):
+    class Group(Counting):
+        def evaluate(self, subject, tasks, *, limit, num_fewshot):
+            names = [name for task in tasks for name in self.members(task)]
+            return super().evaluate(subject, names, limit=limit, num_fewshot=num_fewshot)
+
+    backend = Group()
+    asked = {"limit": None, "num_fewshot": None, "cache": tmp_path}
+    found = benchmark(backend, Subject("x", None, "w"), ["a"], **asked)
+    assert [row.task for row in found] == ["a", "a_inside"]
+    assert benchmark(backend, Subject("x", None, "w"), ["a"], **asked) == found  # with its members, from the cache
+    assert [row.task for row in counting(found, backend, ["a"])] == ["a"]
+    assert [row.task for row in counting(found[1:], backend, ["a"])] == ["a_inside"]
+    assert counting(found, backend, ["a", "a_inside"]) == found
+
+
 @pytest.mark.parametrize(("backend", "missing"), [("hf", "lm-eval"), ("vllm", "vllm")])
-def test_without_the_package_a_run_warns_once_and_ends_well(run, monkeypatch, caplog, backend, missing):
+def test_without_the_package_a_run_warns_once_and_ends_well(run, monkeypatch, caplog, arc, backend, missing):
     absent = {"hf": "lm_eval", "vllm": "vllm"}[backend]
     monkeypatch.setitem(sys.modules, absent, None)  # an import of it fails
-    if backend == "vllm":
-        monkeypatch.setitem(sys.modules, "lm_eval", ModuleType("lm_eval"))
     with caplog.at_level(logging.WARNING):
-        results = distill(run(eval={"harness": {"tasks": ["arc", "boolq"], "backend": backend}}), quiet=True)
+        results = distill(run(eval={"harness": arc | {"backend": backend}}), quiet=True)
     found = results["benchmarks"]["trained"]
-    assert [(row["task"], row["value"]) for row in found] == [("arc", None), ("boolq", None)]
+    assert [(row["task"], row["value"]) for row in found] == [("arc", None)]
     assert all(f"not run: the package {missing} is not installed" in row["note"] for row in found)
     warned = [record for record in caplog.records if "not installed" in record.getMessage()]
     assert len(warned) == 1
@@ -403,8 +462,8 @@ def test_a_function_that_is_not_there_is_told_before_training(run, tmp_path, mon
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"tasks": ["perplexty"]}, "did you mean 'perplexity'"),
-        ({"tasks": ["hellaswag"]}, "need backend=hf or vllm"),
+        ({"tasks": ["perplexty"], "backend": "builtin"}, "did you mean 'perplexity'"),
+        ({"tasks": ["hellaswag"], "backend": "builtin"}, "need backend=tokenkit"),
         ({"tasks": ["cloze"]}, "cloze: missing"),
         ({"tasks": []}, "tasks"),
     ],

@@ -18,9 +18,10 @@ def byte_agreement(
     """
     windows = [window for document in documents for window in byte_windows(document, context_bytes)]
     kl, same, count = 0.0, 0, 0
-    for wanted, (q, p), _ in byte_distributions([student, teacher], windows):
+    for place in byte_distributions([student, teacher], windows):
+        q, p = place.logp
         with np.errstate(invalid="ignore"):  # what the teacher rules out adds nothing
             kl += float(np.where(p > -np.inf, np.exp(p) * (p - q), 0.0).sum())
         same += int((p.argmax(1) == q.argmax(1)).sum())
-        count += len(wanted)
+        count += len(place.wanted)
     return Agreement(kl / max(1, count), same / max(1, count), count)

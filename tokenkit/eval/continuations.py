@@ -13,7 +13,8 @@ from tokenkit.models.view import ModelView
 from tokenkit.quantities import at_least_float32
 
 ENTRIES = 1 << 25  # logits that exist at one time
-SHORTEST = 16  # tokens of a context from which on its continuations share it
+SHORTEST, TIMES = 16, 3  # a context is shared from so many tokens on, and so many times its longest continuation:
+# padding on both sides and a mask cost more than reading a short one again
 GATHERED = 2  # a shared context counts once for every continuation, and most of those tokens are not read
 Answer = tuple[float, bool]
 
@@ -91,19 +92,23 @@ def shared_contexts(rows: Sequence[Row]) -> tuple[list[Row], list[list[Row]]]:
     by_context: dict[tuple[int, ...], list[Row]] = {}
     for row in rows:
         by_context.setdefault(row.context, []).append(row)
-    several = [group for context, group in by_context.items() if len(group) > 1 and len(context) >= SHORTEST]
-    alone = [
-        row for context, group in by_context.items() if len(group) == 1 or len(context) < SHORTEST for row in group
-    ]
+    alone: list[Row] = []
+    several: list[list[Row]] = []
+    for context, group in by_context.items():
+        longest = max(row.scored for row in group)
+        if len(group) > 1 and len(context) >= max(SHORTEST, TIMES * longest):
+            several.append(group)
+        else:
+            alone += group
     return alone, several
 
 
 def group_batches(groups: Sequence[list[Row]], batch_tokens: int, positions: int) -> Iterator[list[list[Row]]]:
-    """Groups with contexts of like length, together as long as their rows would be so many tokens; their distributions
-    at no more than so many positions."""
+    """Groups of like lengths, together as long as their rows would be so many tokens; scored at no more than so many
+    positions."""
     batch: list[list[Row]] = []
     rows = longest = scored = 0
-    for group in sorted(groups, key=lambda group: (-len(group[0].context), group[0].ids)):
+    for group in sorted(groups, key=_size_of):
         count = rows + len(group)
         length, steps = max(longest, *(len(row.ids) for row in group)), max(scored, *(row.scored for row in group))
         if batch and (length * count > batch_tokens or steps * count > positions):
@@ -114,6 +119,11 @@ def group_batches(groups: Sequence[list[Row]], batch_tokens: int, positions: int
         rows, longest, scored = count, length, steps
     if batch:
         yield batch
+
+
+def _size_of(group: list[Row]) -> tuple[int, int, tuple[int, ...]]:
+    """Long continuations first, and among those of like length long contexts."""
+    return -max(row.scored for row in group).bit_length(), -len(group[0].context), group[0].ids
 
 
 def _scores(view: ModelView, batch: list[Row]) -> dict[int, Answer]:
@@ -168,8 +178,8 @@ class _Questions:
                 labels += asked
                 owners += [len(numbers)] * len(asked)
                 numbers.append(number)
-        tensors = [torch.tensor(values, device=device) for values in (places, labels, owners)]
-        return cls(*tensors, numbers)
+        at, asked_for, whose = (torch.tensor(values, device=device) for values in (places, labels, owners))
+        return cls(at, asked_for, whose, numbers)
 
     def answers(self, logp: Float[Tensor, "N"], best: Bool[Tensor, "N"]) -> dict[int, Answer]:
         """Sum and conjunction over the labels of each request."""

@@ -23,6 +23,7 @@ from tokenkit.tokenizers.chat import render
 
 POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")  # what config.json calls them, by family
 LONGEST = 2048  # tokens a model reads whose configuration names no length
+CACHED = 4  # so many tokens in a cache take no more memory than one that is read
 NEW_TOKENS = 256  # that are generated at most where a task names no number
 DRAWN = {  # options of generation: the harness's name, and ours
     "top_k": "top_k",
@@ -108,7 +109,7 @@ class TokenkitLM(LM):
         order = sorted(prompts, key=lambda number: -len(prompts[number]))
         longest = len(prompts[order[0]]) + options["max_new_tokens"]
         rows = [prompts[number] for number in order]
-        batch_size = max(1, self.how.batch_tokens // longest)
+        batch_size = max(1, CACHED * self.how.batch_tokens // longest)
         texts = generate(
             self.view.model, self.text_tokenizer, rows, seed=self.how.seed, batch_size=batch_size, **options
         )

@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from tokenkit.config import UserError
+from tokenkit.eval.harness import BUILTIN
 
 PLACEHOLDER = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 COPIED = (".yaml", ".yml", ".py", "")  # a template that others include often has no suffix
@@ -65,7 +66,7 @@ class TaskFolders:
         known = self.manager(names).task_index
         for name in names:
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=SHOWN)
+                close = difflib.get_close_matches(name, [*BUILTIN, *known], n=SHOWN)
                 hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "`lm-eval ls tasks` lists them"
                 raise UserError(
                     f"eval.harness.tasks: no task, group or tag {name!r} in lm-eval or include_path; {hint}"

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from tokenkit.export.factorised import export_factorised
-from tokenkit.export.huggingface import TEXTS, drafted, export_huggingface, write_tokenizer
+from tokenkit.export.huggingface import SHARD_BYTES, TEXTS, drafted, export_huggingface, write_tokenizer
 from tokenkit.export.verify import TOLERANCES, ExportError, compare_ids, logits_of
 from tokenkit.models.expand import InputExpansion, expansion_of, load_expansion, save_expansion
 from tokenkit.models.factorised_view import factorised_of
@@ -35,7 +35,7 @@ def export_model(
     folder: Path,
     *,
     dtype: torch.dtype | None,
-    max_shard_bytes: int | None = None,
+    max_shard_bytes: int = SHARD_BYTES,
 ) -> Path:
     """The new folder, verified: a stock one, or one with `base/` and what stands beside it."""
     if factorised_of(model) is not None:
@@ -99,7 +99,8 @@ def _verify(folder: Path, model: PreTrainedModel, rows: list[list[int]], dtype: 
     reloaded = load_model(str(folder / BASE), dtype=dtype, device=str(model.device))
     load_expansion(reloaded, folder / EXPANSION)
     with quiet():
-        stock = TokenkitExpandedForCausalLM.from_pretrained(folder, dtype=dtype).to(model.device)
+        stock: Any = TokenkitExpandedForCausalLM.from_pretrained(folder, dtype=dtype)
+        stock = stock.to(model.device)
     for ids in rows:
         expected = logits_of(model, ids)
         for found in (logits_of(reloaded, ids), logits_of(stock, ids)):

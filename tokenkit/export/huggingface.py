@@ -21,6 +21,7 @@ from tokenkit.models.load import input_matrix, quiet
 from tokenkit.models.lora import adapters, merge_lora
 from tokenkit.tokenizers.base import Tokenizer
 
+SHARD_BYTES = 5_000_000_000
 TEXTS = [
     "Hello, world!",
     "  two spaces,\n\n\ttab 12345",
@@ -35,7 +36,7 @@ def export_huggingface(
     folder: Path,
     *,
     dtype: torch.dtype | None = None,
-    max_shard_bytes: int | None = None,
+    max_shard_bytes: int = SHARD_BYTES,
     extra_files: dict[str, str] = {},  # noqa: B006 (read only)
 ) -> Path:
     """The new folder, reloaded and compared before it takes its name. Adapters are merged into a copy.
@@ -79,14 +80,14 @@ def drafted(folder: Path) -> Iterator[Path]:
 
 
 def _write_model(
-    model: PreTrainedModel, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype | None, max_shard_bytes: int | None
+    model: PreTrainedModel, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype | None, max_shard_bytes: int
 ) -> None:
     if adapters(model) or dtype not in (None, model.dtype):
         model = copy.deepcopy(model)
         merge_lora(model)
         model.to(dtype or model.dtype)  # pyrefly: ignore [bad-argument-type] (a decorator hides the signature)
     with quiet():
-        model.save_pretrained(folder, **({} if max_shard_bytes is None else {"max_shard_size": max_shard_bytes}))
+        model.save_pretrained(folder, max_shard_size=max_shard_bytes)
     write_settings(model, copy.deepcopy(model.config), tokenizer, folder)
 
 

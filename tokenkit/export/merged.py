@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from tokenkit.export.huggingface import TEXTS, export_huggingface, refuse_existing
-from tokenkit.export.ternary import SHARD_BYTES
+from tokenkit.export.huggingface import SHARD_BYTES, TEXTS, export_huggingface, refuse_existing
 from tokenkit.export.verify import ExportError, logits_of
 from tokenkit.models.adapter import Adapter, adapted_copy, merge_adapter
 from tokenkit.tokenizers.base import Tokenizer

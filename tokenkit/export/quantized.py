@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from tokenkit.config import UserError
-from tokenkit.export.huggingface import TEXTS, drafted, write_settings, write_tokenizer
+from tokenkit.export.huggingface import SHARD_BYTES, TEXTS, drafted, write_settings, write_tokenizer
 from tokenkit.export.nibbles import PER_WORD, dequantise_groups, packed_tensors, quantise_groups
 from tokenkit.export.quantized_verify import verify_quantized
-from tokenkit.export.ternary import SHARD_BYTES
 from tokenkit.models.bitlinear import ternary_layers
 from tokenkit.models.load import input_matrix
 from tokenkit.tokenizers.base import Tokenizer
@@ -83,8 +82,6 @@ def quantised_layers(model: PreTrainedModel, skip: list[str]) -> list[str]:
     """The dotted names of the linear layers, but the output head and what `skip` matches."""
     if ternary_layers(model):
         raise UserError("export: the model is ternary, which is smaller; write format=ternary or gguf")
-    if model.config.to_dict().get("quantization_config"):
-        raise UserError("export: the model is quantised already; take the folder that it was made from")
     names = _linear(model)
     for pattern in skip:
         if not any(_matches(name, pattern) for name in names):
@@ -138,7 +135,8 @@ def _by_torchao(model: PreTrainedModel, layers: list[str], quantization: Any) ->
     chosen = set(layers)
     quantize_(model, quantization, filter_fn=lambda module, name: name in chosen)
     settings = TorchAoConfig(quantization, modules_to_not_convert=_kept(model, layers)).to_dict()
-    tensors, metadata = flatten_tensor_state_dict(_stored(model))
+    stored: Any = _stored(model)
+    tensors, metadata = flatten_tensor_state_dict(stored)
     return Quantized(model, tensors, metadata, settings)
 
 
@@ -201,7 +199,9 @@ def _check_widths(model: PreTrainedModel, layers: list[str], group_size: int, si
         wanted = f"a multiple of {PER_WORD}" if sizes is None else f"one of {', '.join(map(str, sizes))}"
         raise UserError(f"group_size: {group_size}, where {wanted} is needed")
     for name in layers:
-        width = model.get_submodule(name).in_features
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        width = layer.in_features
         if width % group_size:
             short = name.rpartition(".")[2]
             raise UserError(

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenkit.config import UserError
-from tokenkit.export.huggingface import TEXTS, drafted, write_settings, write_tokenizer
+from tokenkit.export.huggingface import SHARD_BYTES, TEXTS, drafted, write_settings, write_tokenizer
 from tokenkit.export.ternary_layout import Layout, quantization_config, stock_layout
 from tokenkit.export.ternary_verify import verify_packed, verify_stock
 from tokenkit.export.trits import pack_trits
@@ -25,7 +25,6 @@ from tokenkit.models.load import input_matrix
 from tokenkit.tokenizers.base import Tokenizer
 
 LinearClass = Literal["bitlinear", "autobitlinear"]
-SHARD_BYTES = 5_000_000_000
 
 
 def export_ternary(

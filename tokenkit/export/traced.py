@@ -86,27 +86,25 @@ class Traced(nn.Module):
         past: Past,
     ) -> tuple[Float[Tensor, "B T V"], Past]:
         cache = DynamicCache() if self.cached else None
-        read = 0
         for key, value in past:
             assert cache is not None
             layer = DynamicLayer()  # of sliding layers too: the mask says how far they see
             layer.lazy_initialization(key, value)
             layer.keys, layer.values = key, value
             cache.layers.append(layer)
-            read = key.shape[2]
         said = self.model(
             input_ids=input_ids,
-            attention_mask=self._masks(attention_mask, read, input_ids.shape[1]),
+            attention_mask=self._masks(attention_mask, input_ids.shape[1]),
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=self.cached,
         )
         return said.logits, [] if cache is None else _kept(cache)
 
-    def _masks(self, attention_mask: Tensor, read: int, length: int) -> Tensor | dict[str, Tensor]:
+    def _masks(self, attention_mask: Int64[Tensor, "B S"], length: int | torch.SymInt) -> Tensor | dict[str, Tensor]:
         """One mask, or one for each kind of layer where the model has two."""
-        query = read + torch.arange(length).unsqueeze(1)
-        key = torch.arange(read + length).unsqueeze(0)
+        key = torch.arange(attention_mask.shape[1]).unsqueeze(0)
+        query = key[:, key.shape[1] - length :].mT  # the last ones are read now
         full = (key <= query) & (attention_mask[:, None] > 0)
         near = full if self.window is None else full & (key > query - self.window)
         if SLIDING in self.kinds:

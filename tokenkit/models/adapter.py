@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tokenkit.config import UserError
-from tokenkit.models.load import head_matrix, input_matrix
+from tokenkit.models.load import head_matrix, input_matrix, output_head
 from tokenkit.models.lora import PREFIX, SETTINGS, WEIGHTS
 
 PART = re.compile(r"(.+)\.lora_(embedding_A|embedding_B|A|B|magnitude_vector)(?:\.weight)?")
@@ -149,12 +149,13 @@ def _hook(update: Update) -> Any:
     def add(module: nn.Module, inputs: tuple[Tensor, ...], plain: Tensor) -> Tensor:
         if isinstance(module, nn.Embedding):
             return plain + update.scale * update.a.T[inputs[0]] @ update.b.T
+        assert isinstance(module, (nn.Linear, Conv1D))
         return update.output(inputs[0], plain, _matrix(module), module.bias)
 
     return add
 
 
-def _module(model: PreTrainedModel, adapter: Adapter, name: str) -> nn.Module:
+def _module(model: PreTrainedModel, adapter: Adapter, name: str) -> nn.Linear | nn.Embedding | Conv1D:
     try:
         module = model.get_submodule(name)
     except AttributeError:
@@ -221,8 +222,7 @@ def _untie(model: PreTrainedModel, changed: set[str]) -> None:
         return
     touched = _vocabulary_names(model) & changed
     if len(touched) == 1:
-        head = model.get_output_embeddings()
-        head.weight = nn.Parameter(input_matrix(model).detach().clone())
+        output_head(model).weight = nn.Parameter(input_matrix(model).detach().clone())
         for config in (model.config, model.config.get_text_config()):
             config.tie_word_embeddings = False
 
@@ -242,6 +242,6 @@ def _replace(model: PreTrainedModel, adapter: Adapter) -> None:
         setattr(module, last, nn.Parameter(new))
         if isinstance(module, nn.Embedding):
             module.num_embeddings = len(new)
-        else:
+        elif isinstance(module, nn.Linear):
             module.out_features = len(new)
         model.config.get_text_config().vocab_size = len(new)

@@ -211,12 +211,7 @@ def _of_codes(task: _Task, seed: int) -> list[Written]:
     """What a model with tables of codes writes, which draws its ids part by part."""
     view, tokenizer, config = task.view, task.tokenizer, task.config
     assert isinstance(tokenizer, LearnedTokenizer), "tables of codes belong to a learned tokenizer"
-    given = [key for key in config.model_fields_set if getattr(config, key) != WritingConfig.model_fields[key].default]
-    foreign = [key for key in given if key not in OF_CODES] + (
-        ["temperature"] if config.temperature.kind != "constant" else []
-    )
-    if foreign:
-        raise UserError(f"{foreign[0]}: a model with open codes draws its ids part by part; leave it out")
+    _check_of_codes(config)
     if not task.rows:
         return []
     training = view.model.training

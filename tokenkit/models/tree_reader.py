@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from tokenkit.models.expand import BREAK, MAX_BYTES, expansion_of
 from tokenkit.models.load import input_matrix, logit_settings, output_head
@@ -21,6 +21,7 @@ from tokenkit.models.reader import Reader
 from tokenkit.quantities import at_least_float32
 from tokenkit.scores import LogitForm
 
+ENDLESS = 1 << 62
 ROOT = -1  # the parent of a node that begins a path
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,8 @@ logger = logging.getLogger(__name__)
 class TreeReader:
     """A causal model and the tree it has read. Nodes are numbered in the order they were read.
 
-    A model that cannot be told who attends to whom (found out once, by comparing) reads whole paths again.
+    A model that cannot be told who attends to whom (found out once, by comparing) reads whole paths again; so does one
+    of sliding windows from the depth on at which a window is full.
     """
 
     def __init__(self, model: PreTrainedModel, *, shared: bool | None = None) -> None:
@@ -40,6 +42,7 @@ class TreeReader:
         self.ids: list[int] = []
         self.depth: list[int] = []
         self._forget()
+        self.window = _window(model)
         self.shared = _can_share(model) if shared is None else shared
 
     def _forget(self) -> None:
@@ -74,7 +77,8 @@ class TreeReader:
         for parent in parents:
             self.depth.append(0 if parent == ROOT else self.depth[parent] + 1)
         nodes = range(first, len(self))
-        hidden = self._in_the_tree(nodes) if self.shared else self._alone(nodes)
+        deepest = max(self.depth[first:], default=0)
+        hidden = self._in_the_tree(nodes) if self.shared and deepest < self.window else self._alone(nodes)
         return self.form(at_least_float32(self.head(hidden)))
 
     def read_path(self, ids: Sequence[int], parent: int = ROOT) -> Float[Tensor, "V"]:
@@ -92,14 +96,16 @@ class TreeReader:
             while node != ROOT and node not in held:
                 held.add(node)
                 node = self.parents[node]
+        held &= self._slot.keys()
         if not held:
             self._forget()
             return
         places = sorted(self._slot[node] for node in held)
         kept = torch.tensor(places, device=self._attends.device)
         for layer in self.cache.layers:
-            assert isinstance(layer, DynamicLayer) and layer.keys is not None, "the cache was made of no others"
-            assert layer.values is not None, "keys come with values"
+            assert isinstance(layer, DynamicLayer), "the cache was made of no others"
+            assert layer.keys is not None, "something has been read"
+            assert layer.values is not None, "something has been read"
             layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
         place = {slot: new for new, slot in enumerate(places)}
         self._slot = {node: place[self._slot[node]] for node in held}
@@ -158,11 +164,19 @@ class TreeReader:
         return torch.stack([rows[place] for place in range(len(nodes))])
 
 
+def _window(model: PreTrainedModel) -> int:
+    """Positions that every layer looks back on: all, or a sliding window; 0 where some layer does not attend."""
+    own = DynamicCache(config=model.config.get_text_config())
+    if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in own.layers):
+        return 0
+    windows = [layer.sliding_window for layer in own.layers if isinstance(layer, DynamicSlidingWindowLayer)]
+    return min(windows, default=ENDLESS)
+
+
 @torch.no_grad()
 def _can_share(model: PreTrainedModel) -> bool:
-    """Whether branches in one row say what they say alone. A window over the last positions would count siblings."""
-    own = DynamicCache(config=model.config.get_text_config())
-    if not all(type(layer) is DynamicLayer for layer in own.layers):
+    """Whether branches in one row say what they say alone."""
+    if _window(model) < 4:
         return False
     ids = [i % len(input_matrix(model)) for i in range(1, 6)]
     try:

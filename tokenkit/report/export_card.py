@@ -6,10 +6,12 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from tokenkit.export.private import redacted
-from tokenkit.report.card import NO_LICENSE, PRIVACY, TASK
+from tokenkit.report.card import PRIVACY, TASK
 from tokenkit.report.card_facts import figure
 from tokenkit.report.tables import markdown_table
 from tokenkit.version import __version__
+
+NO_LICENSE = "No licence was chosen here; that of the model it was made of holds in any case."
 
 
 def render_export_card(name: str, base: str, on_hub: bool, figures: Mapping[str, Any]) -> str:
@@ -17,11 +19,11 @@ def render_export_card(name: str, base: str, on_hub: bool, figures: Mapping[str,
     data = ModelCardData(
         model_name=name, library_name="transformers", pipeline_tag=TASK, base_model=base if on_hub else None
     )
-    rows = [(key.replace("_", " "), _shown(value)) for key, value in _flat(figures).items()]
+    rows = [("figure", "value"), *((key.replace("_", " "), _shown(value)) for key, value in _flat(figures).items())]
     text = (
-        f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{base}, written by `tokenkit export` {__version__} and verified: the "
-        f"folder was loaded again and its answers compared.\n\n{NO_LICENSE}\n\n## Figures\n\n"
-        f"{markdown_table(('', ''), rows)}\n\n## Privacy\n\n{PRIVACY}\n"
+        f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{base}, written by `tokenkit export` {__version__} and verified: "
+        f"the folder was loaded again and its answers compared.\n\n{NO_LICENSE}\n\n## Figures\n\n"
+        f"{markdown_table(rows)}\n## Privacy\n\n{PRIVACY}\n"
     )
     return redacted(text).rstrip() + "\n"
 

@@ -101,9 +101,17 @@ def benchmarks(
         release()
         if name == "trained":
             _warn(found[name])
-    beside = {f"beside_{name}": over_tasks(found["trained"], found[name]) for name in SIDES[1:]}
+    own = [row for backend, tasks, _ in jobs for row in counting(found["trained"], backend, tasks)]
+    beside = {f"beside_{name}": over_tasks(own, found[name]) for name in SIDES[1:]}
     result = {name: [asdict(row) for row in rows] for name, rows in found.items()} | beside
     return {key: value for key, value in result.items() if before is not None or not key.endswith("before")}
+
+
+def counting(rows: Sequence[EvalRow], backend: Backend, tasks: Sequence[str]) -> list[EvalRow]:
+    """The rows of a backend's tasks that a mean goes over: of a group with a figure of its own that one alone."""
+    measured = {row.task for row in rows if row.backend == backend.name and row.value is not None}
+    inside = {name for task in tasks if task in measured for name in backend.members(task)} - {*tasks}
+    return [row for row in rows if row.backend == backend.name and row.task in measured - inside]
 
 
 def benchmark_table(found: Mapping[str, Any]) -> Table:

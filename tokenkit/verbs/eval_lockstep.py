@@ -1,6 +1,7 @@
 """`tokenkit eval-lockstep`: several models as one, over shared tokens, mapped tokens or bytes."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,15 +11,14 @@ from rich.table import Table
 from tokenkit.align.vocabulary import load_mined
 from tokenkit.config import Config, UserError
 from tokenkit.data.source import SourceConfig, describe, read_documents
-from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
-from tokenkit.eval.byte_ensemble import continue_bytes, score_bytes
+from tokenkit.eval.bits_per_byte import EvalConfig
 from tokenkit.eval.combine import Combination, How
 from tokenkit.eval.ensemble import Ensemble, Member
-from tokenkit.eval.next_byte import END, ByteModel, CoverConfig
+from tokenkit.eval.harness import HarnessConfig, Subject, benchmark
+from tokenkit.eval.lockstep import ByteLockstep, Lockstep, TokenLockstep, drawn_at
+from tokenkit.eval.next_byte import ByteModel, CoverConfig
 from tokenkit.eval.vocabulary_union import mined_slots, shared_slots
 from tokenkit.models.factorised_view import factorised_of
-from tokenkit.models.sample import DrawConfig, Drawing
-from tokenkit.models.temperature import TemperatureConfig
 from tokenkit.models.view import ModelView
 from tokenkit.tokenizers.base import require_lossless
 from tokenkit.tokenizers.chat import encode_pieces
@@ -63,14 +63,18 @@ class EvalLockstepRun(Config):
     seed: int = 0
     stop: list[str] = []
     """Strings that end a continuation and are no part of it."""
+    harness: HarnessConfig | None = None
+    """Tasks of lm-evaluation-harness for the ensemble as it is. Needs the package lm-eval."""
     output: Path | None = None
     """Where the figures are written as JSON; standard output has them in any case."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @model_validator(mode="after")
     def _whole(self) -> "EvalLockstepRun":
-        if self.source is None and not self.prompts:
+        if self.source is None and not self.prompts and self.harness is None:
             raise UserError("eval-lockstep: nothing to do; write a source to score or prompts to continue")
+        if self.harness is not None and self.harness.apply_chat_template:
+            raise UserError("harness.apply_chat_template: members have templates of their own; write false")
         Combination(self.combine, len(self.models), self.weights)
         wanted = len(self.models) - 1 if self.mode == "mined" else 0
         if len(self.mappings) != wanted:
@@ -82,18 +86,24 @@ class EvalLockstepRun(Config):
 
 
 def eval_lockstep(run: EvalLockstepRun) -> dict[str, Any]:
-    """The figures of every member and of the ensemble, and the continuations of the prompts."""
+    """The figures of every member and of the ensemble, the continuations of the prompts, and the harness's rows."""
     documents = None if run.source is None else read_documents(run.source)
     members = [_member(choice, pick_device(run.device)) for choice in run.models]
     combine = Combination(run.combine, len(members), run.weights)
+    lockstep = _of_bytes(run, members, combine) if run.mode == "byte" else _of_tokens(run, members, combine)
     figures: dict[str, Any] = {"mode": run.mode, "combine": run.combine, "weights": combine.weights}
-    figures |= (
-        _of_bytes(run, members, combine, documents)
-        if run.mode == "byte"
-        else _of_tokens(run, members, combine, documents)
-    )
-    if run.source is not None:
-        figures["text"] = describe(run.source)
+    if documents is not None and run.source is not None:
+        found = lockstep.figures(documents)
+        for member, choice in zip(found["members"], run.models, strict=True):
+            member["model"] = choice.source
+        figures |= {"text": describe(run.source), **found}
+    if run.prompts:
+        options = {"count": run.max_new_tokens, "seed": run.seed, "stop": run.stop}
+        figures["continuations"] = lockstep.write(
+            _prompts(run, members), drawn_at(run.temperature, run.top_p), **options
+        )
+    if run.harness is not None:
+        figures["benchmarks"] = _benchmarks(run, run.harness, lockstep)
     if run.output:
         write_json(run.output, figures)
     return figures
@@ -107,57 +117,35 @@ def _member(choice: ModelChoice, device: str) -> Member:
     return Member(ModelView(model.eval()), tokenizer)
 
 
-def _of_tokens(
-    run: EvalLockstepRun, members: Sequence[Member], combine: Combination, documents: list[str] | None
-) -> dict[str, Any]:
+def _of_tokens(run: EvalLockstepRun, members: Sequence[Member], combine: Combination) -> TokenLockstep:
     sides = [member.tokenizer for member in members]
     about = sides, [member.view.vocab_rows for member in members], [member.ends for member in members]
-    mapped = run.mode == "mined"
-    if mapped:
+    if run.mode == "mined":
         maps = [load_mined(folder, side, sides[0]) for folder, side in zip(run.mappings, sides[1:], strict=True)]
         slots = mined_slots(*about, maps)
     else:
         slots = shared_slots(*about)
-    ensemble = Ensemble(members, slots, combine, mapped=mapped)
-    figures: dict[str, Any] = {"slots": len(slots.spelled)}
-    if documents is not None:
-        assert run.source is not None, "documents come from a source"
-        config = EvalConfig(source=run.source, context_tokens=run.context_tokens)
-        joint = ensemble.bits_per_byte(documents, config)
-        figures["members"] = [
-            {"model": choice.source, "bits_per_byte": found.value, "tokens": found.num_tokens}
-            for choice, member in zip(run.models, members, strict=True)
-            for found in [bits_per_byte(member.view, member.tokenizer, documents, context_tokens=run.context_tokens)]
-        ]
-        figures |= {"bits_per_byte": joint.value, "bytes": joint.num_bytes, "tokens": joint.num_tokens}
-    if run.prompts:
-        options = {"seed": run.seed, "stop": run.stop}
-        texts = ensemble.continued(_prompts(run, members), _drawing(run, slots.end, slots.silent()), **options)
-        figures["continuations"] = texts
-    return figures
+    ensemble = Ensemble(members, slots, combine, mapped=run.mode == "mined")
+    # where nothing is scored the source is not asked for anything
+    reading = EvalConfig(source=run.source or SourceConfig(stdlib="held_out"), context_tokens=run.context_tokens)
+    return TokenLockstep(ensemble, reading)
 
 
-def _of_bytes(
-    run: EvalLockstepRun, members: Sequence[Member], combine: Combination, documents: list[str] | None
-) -> dict[str, Any]:
+def _of_bytes(run: EvalLockstepRun, members: Sequence[Member], combine: Combination) -> ByteLockstep:
     models = [
         ByteModel(member.view.model, member.tokenizer, run.covers, choice.source)
         for choice, member in zip(run.models, members, strict=True)
     ]
-    figures: dict[str, Any] = {"covers": run.covers.model_dump()}
-    if documents is not None:
-        joint, own = score_bytes(models, combine, documents, context_bytes=run.context_bytes)
-        figures["members"] = [
-            {"model": choice.source, "bits_per_byte": found.bits_per_byte, "dropped": found.dropped}
-            for choice, found in zip(run.models, own, strict=True)
-        ]
-        figures |= {"bits_per_byte": joint.bits_per_byte, "bytes": joint.num_bytes}
-    if run.prompts:
-        options = {"seed": run.seed, "stop": run.stop}
-        figures["continuations"] = continue_bytes(
-            models, combine, _prompts(run, members), _drawing(run, END, ()), **options
-        )
-    return figures
+    return ByteLockstep(models, combine, run.context_bytes)
+
+
+def _benchmarks(run: EvalLockstepRun, harness: HarnessConfig, lockstep: Lockstep) -> list[dict[str, Any]]:
+    """The harness's figures of the ensemble; nothing is taken from a cache."""
+    from tokenkit.eval.lm_eval_lockstep import LockstepBackend  # imports lm_eval
+
+    backend = LockstepBackend(lockstep, harness, device=pick_device(run.device), seed=run.seed)
+    options = {"limit": harness.limit, "num_fewshot": harness.num_fewshot}
+    return [asdict(row) for row in benchmark(backend, Subject("ensemble"), harness.tasks, **options)]
 
 
 def _prompts(run: EvalLockstepRun, members: Sequence[Member]) -> "Sequence[str | list[list[int]]]":
@@ -170,12 +158,6 @@ def _prompts(run: EvalLockstepRun, members: Sequence[Member]) -> "Sequence[str |
         [encode_pieces(side, prompt_pieces(side, prompt, mode)).encoding.ids.tolist() for side in sides]
         for prompt in run.prompts
     ]
-
-
-def _drawing(run: EvalLockstepRun, end: int, silent: tuple[int, ...]) -> Drawing:
-    config = DrawConfig(temperature=TemperatureConfig(start=run.temperature), top_p=run.top_p)
-    temperature = config.temperature.over(run.max_new_tokens)
-    return Drawing(config, temperature, run.max_new_tokens, 0, frozenset({end}), silent)
 
 
 def lockstep_table(figures: dict[str, Any]) -> Table:

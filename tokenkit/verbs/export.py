@@ -5,19 +5,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 
 from tokenkit.config import Config, UserError
 from tokenkit.data.source import SourceConfig, read_documents
 from tokenkit.export.expanded import export_model
 from tokenkit.export.forced import forced_ternary
-from tokenkit.export.huggingface import TEXTS
-from tokenkit.export.ternary import SHARD_BYTES, export_latent, export_ternary
+from tokenkit.export.hub import HubConfig, check_push, push
+from tokenkit.export.huggingface import SHARD_BYTES, TEXTS, refuse_existing
+from tokenkit.export.ternary import export_latent, export_ternary
 from tokenkit.export.unpacked import export_unpacked
+from tokenkit.export.verify import ExportError
 from tokenkit.models.bitlinear import ternary_layers
 from tokenkit.models.expand import expansion_of
+from tokenkit.report.export_card import render_export_card
 from tokenkit.tokenizers.base import Tokenizer
+from tokenkit.train.folder import write_text
 from tokenkit.verbs.device import pick_device
 from tokenkit.verbs.model import DTYPES, ExportType, ModelChoice, load_pair
 
@@ -62,10 +66,34 @@ class ExportRun(Config):
     corpus: SourceConfig | None = None
     """Text for what is measured (`force_ptq`, `int8`, `int4`); by default a few lines."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    push_to_hub: bool = False
+    """Also upload the folder, with a card of the figures."""
+    hub: HubConfig | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> "ExportRun":
+        check_push(self.push_to_hub, self.hub)
+        if self.push_to_hub and self.output.suffix in (".gguf", ".onnx", ".pt2"):
+            raise UserError(f"push_to_hub: {self.output} is one file; only a folder is uploaded")
+        return self
 
 
 def export(run: ExportRun) -> dict[str, Any]:
-    """Writes and verifies; what was written, and the figures of the comparison."""
+    """Writes and verifies, and uploads if told to; what was written, and the figures of the comparison."""
+    refuse_existing(run.output)
+    try:
+        figures = _exported(run)
+    except ExportError as error:
+        raise UserError(f"export: nothing was written: {error}") from None
+    if run.push_to_hub and run.hub is not None:
+        local = Path(run.model.source).exists()
+        base = Path(run.model.source).resolve().name if local else run.model.source
+        write_text(run.output / "README.md", render_export_card(run.output.name, base, not local, figures))
+        figures["hub"] = push(run.output, run.hub)
+    return figures
+
+
+def _exported(run: ExportRun) -> dict[str, Any]:
     figures: dict[str, Any] = {"output": str(run.output), "format": run.format}
     if run.format == "unpacked":
         dtype = DTYPES[run.dtype or "bfloat16"]

@@ -7,8 +7,8 @@ from pydantic import Field
 from transformers import PreTrainedConfig
 
 from tokenkit.config import Config, UserError
+from tokenkit.export.huggingface import SHARD_BYTES
 from tokenkit.export.merged import export_merged
-from tokenkit.export.ternary import SHARD_BYTES
 from tokenkit.export.verify import ExportError
 from tokenkit.models.adapter import read_adapter
 from tokenkit.tokenizers.spec import TokenizerSpec

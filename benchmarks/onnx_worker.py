@@ -2,7 +2,8 @@
 
 Reads FOLDER/model.onnx, tokenizer.json and generation_config.json with onnxruntime, numpy and tokenizers, one thread,
 one prompt at a time. PROMPTS.json is a list of texts. OUT.json: {"texts": continuations without the prompt, "ids":
-their tokens without the end, "load_s": seconds, "generate_s": seconds, "tokens": how many were generated}.
+their tokens without the end, "load_s": seconds, imports included,
+"generate_s": seconds, "tokens": how many were generated}.
 Usage: python onnx_worker.py FOLDER PROMPTS.json MAX_NEW OUT.json
 """
 
@@ -12,9 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime
-from tokenizers import Tokenizer
+BEGIN = time.perf_counter()  # loading begins with the libraries
+
+import numpy as np  # noqa: E402
+import onnxruntime  # noqa: E402
+from tokenizers import Tokenizer  # noqa: E402
 
 
 def load(folder: Path) -> tuple[onnxruntime.InferenceSession, Tokenizer, set[int], list[int]]:
@@ -71,7 +74,6 @@ def continuation(tokenizer: Tokenizer, prompt: list[int], ids: list[int]) -> str
 
 def main(folder: Path, prompts: list[str], most: int) -> dict[str, object]:
     """What the folder says after every prompt."""
-    start = time.perf_counter()
     session, tokenizer, ends, never = load(folder)
     loaded = time.perf_counter()
     read = [tokenizer.encode(prompt).ids for prompt in prompts]
@@ -81,7 +83,7 @@ def main(folder: Path, prompts: list[str], most: int) -> dict[str, object]:
     return {
         "texts": [continuation(tokenizer, ids, row) for ids, row in zip(read, kept, strict=True)],
         "ids": kept,
-        "load_s": loaded - start,
+        "load_s": loaded - BEGIN,
         "generate_s": generated - loaded,
         "tokens": sum(map(len, rows)),
     }

@@ -1,7 +1,8 @@
 """Greedy continuations by stock transformers: what an application does with a folder of `format=huggingface`.
 
 One thread, one prompt at a time. PROMPTS.json is a list of texts. OUT.json: {"texts": continuations without the prompt,
-"ids": their tokens without the end, "load_s": seconds, "generate_s": seconds, "tokens": how many were generated}.
+"ids": their tokens without the end, "load_s": seconds, imports included,
+"generate_s": seconds, "tokens": how many were generated}.
 Usage: python transformers_worker.py FOLDER PROMPTS.json MAX_NEW OUT.json
 """
 
@@ -11,8 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+BEGIN = time.perf_counter()  # loading begins with the libraries
+
+import torch  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 
 def continuation(tokenizer: Any, prompt: list[int], ids: list[int]) -> str:
@@ -24,7 +27,6 @@ def continuation(tokenizer: Any, prompt: list[int], ids: list[int]) -> str:
 def main(folder: str, prompts: list[str], most: int) -> dict[str, object]:
     """What the folder says after every prompt."""
     torch.set_num_threads(1)
-    start = time.perf_counter()
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     loaded = time.perf_counter()
@@ -42,7 +44,7 @@ def main(folder: str, prompts: list[str], most: int) -> dict[str, object]:
     return {
         "texts": [continuation(tokenizer, ids, row) for ids, row in zip(read, kept, strict=True)],
         "ids": kept,
-        "load_s": loaded - start,
+        "load_s": loaded - BEGIN,
         "generate_s": generated - loaded,
         "tokens": sum(map(len, rows)),
     }
