@@ -18,6 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from alignment_throughput import SHARED
@@ -83,7 +84,10 @@ class Bench:
         longest = max(map(len, prompts))
         ids = torch.tensor([[pad] * (longest - len(row)) + row for row in prompts])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts])
-        return self.model.generate(ids, attention_mask=mask, generation_config=settings)[:, longest:].tolist()
+        output = self.model.generate(  # pyrefly: ignore [not-callable] (nn.Module's __getattr__ hides the method)
+            ids, attention_mask=mask, generation_config=settings
+        )
+        return output[:, longest:].tolist()
 
 
 def ratio(mine: Callable[[], object], other: Callable[[], object], repeats: int) -> tuple[float, float, float]:
@@ -132,8 +136,8 @@ def drafted(folder: str, tokens: int, repeats: int) -> None:
     for name, model in (("trained", load_model(folder)), ("itself", bench.model)):
         for guesses, how in product((2, 4), ({}, {"temperature": 0.8})):
             keys = {"max_new_tokens": tokens, "min_new_tokens": tokens, **how}
-            options = {"model": bench.model, "tokenizer": bench.tokenizer, "config": build(WritingConfig, keys)}
-            options["prompts"], tally = prompts, Tally()
+            options: dict[str, Any] = {"model": bench.model, "tokenizer": bench.tokenizer, "prompts": prompts}
+            options["config"], tally = build(WritingConfig, keys), Tally()
             alone = [one.ids for one in write(**options, batch_size=1)]
             assert alone == [one.ids for one in write(**options, draft=Draft(model, guesses), tally=tally)]
             texts = [[*prompt, *ids] for prompt, ids in zip(prompts, alone, strict=True)]

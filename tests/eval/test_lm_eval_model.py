@@ -1,4 +1,4 @@
-"""lm-evaluation-harness asks our models: answers are those of its own class, and tasks run on every kind of tokenizer."""
+"""lm-evaluation-harness asks our models: answers as of its own class, and tasks run on every kind of tokenizer."""
 
 import json
 import os
@@ -16,10 +16,10 @@ from tokenkit.models.view import ModelView
 from tokenkit.tokenizers.load import load_tokenizer
 
 pytest.importorskip("lm_eval")
-from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.api.instance import Instance
 
-from tokenkit.eval.lm_eval_model import HowRead, TokenkitLM  # noqa: E402
-from tokenkit.eval.lm_eval_tasks import TaskFolders  # noqa: E402
+from tokenkit.eval.lm_eval_model import HowRead, TokenkitLM
+from tokenkit.eval.lm_eval_tasks import TaskFolders
 
 PAIRS = [
     ("the cat sat on", " a mat"),
@@ -142,7 +142,10 @@ def test_generation_that_cannot_be_done_is_one_line(ours, options, message):
         ours.generate_until(requests("generate_until", [("the cat", options)]))
 
 
-TEMPLATE = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 
 
 def test_a_conversation_is_rendered_and_its_special_tokens_are_read(tmp_path, model_folder, tokenizer):

@@ -66,8 +66,8 @@ def make(family: str, **options: object) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def model() -> PreTrainedModel:
-    """Grouped heads, a tied head, and 80 rows more than there are tokens."""
-    return make("Llama", vocab_size=400, tie_word_embeddings=True)
+    """Grouped heads, a tied head, 80 rows more than there are tokens, and one layer, for the time it takes."""
+    return make("Llama", vocab_size=400, tie_word_embeddings=True, num_hidden_layers=1)
 
 
 @pytest.fixture(scope="module")
@@ -98,14 +98,14 @@ def test_a_folder_has_what_consumers_look_for(made):
         value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
         for value in (*graph.input, *graph.output)
     }
-    layers = [f"{layer}.{part}" for layer in range(2) for part in ("key", "value")]
-    past = ["past_key_values." + name for name in layers]
+    past = ["past_key_values.0.key", "past_key_values.0.value"]
     assert [value.name for value in graph.input] == ["input_ids", "attention_mask", "position_ids", *past]
-    assert [value.name for value in graph.output] == ["logits", *("present." + name for name in layers)]
-    assert shapes["input_ids"] == shapes["position_ids"] == ["batch", "sequence"]
-    assert shapes["attention_mask"] == ["batch", "past + sequence"]
-    assert shapes["logits"] == ["batch", "sequence", 400]
-    assert {tuple(shapes[name]) for name in past} == {("batch", 2, "past", 8)}
+    assert [value.name for value in graph.output] == ["logits", "present.0.key", "present.0.value"]
+    rows = ["batch_size", "sequence_length"]
+    assert shapes["input_ids"] == shapes["position_ids"] == rows
+    assert shapes["attention_mask"] == ["batch_size", "past_sequence_length + sequence_length"]
+    assert shapes["logits"] == [*rows, 400]
+    assert {tuple(shapes[name]) for name in past} == {("batch_size", 2, "past_sequence_length", 8)}
     assert {node.domain for node in graph.node} == {""}
     assert len(graph.initializer) < 40
     assert figures["bytes"]["model.onnx"] == (folder / "model.onnx").stat().st_size
@@ -128,7 +128,7 @@ def test_left_padding_and_any_cut_of_a_text_change_nothing(model, made):
         alone = [torch.tensor(row[keep == 1][None]) for row, keep in zip(ids, mask, strict=True)]
         wanted = [model(row).logits[0].numpy() for row in alone]
     for cuts in ((0, 50), (0, 1, 2, 3, 50), (0, 31, 49, 50)):
-        states, logits = [np.zeros((3, 2, 0, 8), np.float32)] * 4, []
+        states, logits = [np.zeros((3, 2, 0, 8), np.float32)] * 2, []
         for start, end in pairwise(cuts):
             positions = (mask[:, :end].cumsum(1) - 1).clip(0)[:, start:]
             given = zip(names, [ids[:, start:end], mask[:, :end], positions, *states], strict=True)
@@ -191,7 +191,7 @@ def test_an_interruption_leaves_nothing(model, bpe, remembered, tmp_path, monkey
 @pytest.mark.parametrize("name", ["x", "x.onnx"])
 def test_a_graph_that_answers_otherwise_is_refused(model, bpe, remembered, tmp_path, name):
     changed = copy.deepcopy(model)  # the remembered graph is that of the model before
-    changed.get_parameter("model.layers.1.mlp.up_proj.weight").data *= 1.01
+    changed.get_parameter("model.layers.0.mlp.up_proj.weight").data *= 1.01
     with pytest.raises(ExportError, match=r"logits differ by .* alone, .* allowed"):
         export_onnx(changed, bpe, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
@@ -209,7 +209,7 @@ def test_mistakes_are_one_line_each(model, dense_model, ternary_model, bpe, tmp_
         (expanded, {}, "added to the model's inputs .* write format=huggingface"),
         (dense_model(vocab_size=300), {}, "300 embedding rows for 320 token ids"),
         (dense_model(), {"dtype": torch.bfloat16}, "bfloat16 is not for graphs; write float32 or float16"),
-        (make("Llama", rope_parameters=dynamic), {}, "llama model .* rope_type dynamic .* write format=huggingface"),
+        (make("Llama", rope_parameters=dynamic), {}, "llama model .*rope_type dynamic .* write format=huggingface"),
         (mixed, {}, r"a llama model .* \(layers of kind chunked_attention\); write format=huggingface"),
         (make("Mamba", state_size=4), {}, "a mamba model .* other things than keys and values"),
     ]
@@ -265,6 +265,8 @@ def test_a_missing_package_is_named(model_folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_with_windows_norms_and_experts_of_their_own(bpe, tmp_path, family):
     figures = export_onnx(make(family, **FAMILIES[family]), bpe, tmp_path / "x")
+    inputs = onnxruntime.InferenceSession(tmp_path / "x/model.onnx").get_inputs()
+    assert [value.name for value in inputs[-2:]] == ["past_key_values.1.key", "past_key_values.1.value"]
     assert figures["logit_difference"] < figures["tolerance"] / 10
 
 

@@ -15,19 +15,6 @@ from tokenkit.export.torch_export import export_torch
 from tokenkit.export.verify import ExportError
 from tokenkit.verbs.export import ExportRun, export
 
-READER = """
-import sys
-sys.modules["tokenkit"] = sys.modules["transformers"] = None  # neither can be imported
-import torch
-program = torch.export.load(sys.argv[1]).module()
-ids = torch.arange(12).reshape(2, 6)
-mask, past = torch.ones(2, 6, dtype=torch.long), [(torch.zeros(2, 2, 0, 8),) * 2]
-with torch.no_grad():
-    _, past = program(ids[:, :4], mask[:, :4], torch.arange(4).repeat(2, 1), past)
-    logits, past = program(ids[:, 4:], mask, torch.arange(4, 6).repeat(2, 1), past)
-print([past[0][0].shape[2], *logits.argmax(-1).flatten().tolist()])
-"""
-
 
 @pytest.fixture
 def no_pickles(monkeypatch):
@@ -40,7 +27,7 @@ def no_pickles(monkeypatch):
         monkeypatch.setattr(owner, name, refuse)
 
 
-def test_a_program_answers_without_transformers_and_without_pickles(dense_model, bpe, tmp_path, no_pickles):
+def test_a_program_answers_and_nothing_is_unpickled(dense_model, bpe, tmp_path, no_pickles):
     model, path = dense_model(num_hidden_layers=1), tmp_path / "new/x.pt2"
     figures = export_torch(model, bpe, path)
     assert figures["logit_difference"] < figures["tolerance"] / 10
@@ -49,10 +36,14 @@ def test_a_program_answers_without_transformers_and_without_pickles(dense_model,
     with zipfile.ZipFile(path) as archive:
         parts = {part.filename: archive.read(part) for part in archive.infolist()}
     assert not any(b".py" in part for name, part in parts.items() if name.endswith(".json"))
+    program = torch.export.load(path).module()
+    ids, mask = torch.arange(12).reshape(2, 6), torch.ones(2, 6, dtype=torch.long)
     with torch.no_grad():
-        wanted = model(torch.arange(12).reshape(2, 6)).logits[:, 4:].argmax(-1).flatten().tolist()
-    found = subprocess.run([sys.executable, "-c", READER, path], check=True, capture_output=True, text=True).stdout
-    assert json.loads(found) == [6, *wanted]
+        wanted = model(ids).logits[:, 4:]
+        _, past = program(ids[:, :4], mask[:, :4], torch.arange(4).repeat(2, 1), [(torch.zeros(2, 2, 0, 8),) * 2])
+        logits, past = program(ids[:, 4:], mask, torch.arange(4, 6).repeat(2, 1), past)
+    assert past[0][0].shape == (2, 2, 6, 8)
+    torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
     with pytest.raises(UserError, match="exists already"):
         export_torch(model, bpe, path)
 
@@ -98,3 +89,29 @@ def test_what_would_be_unpickled_is_refused(tmp_path, name, content):
         archive.writestr(name, content)
     with pytest.raises(ExportError, match=f"{name} holds pickled objects"):
         torch_export._refuse_pickles(tmp_path / "x.pt2")
+
+
+READER = """
+import sys
+sys.modules["tokenkit"] = sys.modules["transformers"] = None  # neither can be imported
+import torch
+program, row = torch.export.load(sys.argv[1]).module(), torch.arange(6).unsqueeze(0)
+past = [(torch.zeros(1, 2, 0, 8),) * 2] * 2
+with torch.no_grad():
+    print(program(row, torch.ones_like(row), row, past)[0].argmax(-1).flatten().tolist())
+"""
+
+
+@pytest.mark.slow
+def test_a_process_without_transformers_reads_it(dense_model, bpe, tmp_path):
+    model = dense_model("qwen3")
+    export_torch(model, bpe, tmp_path / "x.pt2")
+    command = [sys.executable, "-c", READER, tmp_path / "x.pt2"]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert json.loads(found) == model(torch.arange(6).unsqueeze(0)).logits[0].argmax(-1).tolist()
+
+
+@pytest.mark.slow
+def test_float16(dense_model, bpe, tmp_path):
+    figures = export_torch(dense_model(), bpe, tmp_path / "x.pt2", dtype=torch.float16)
+    assert (figures["dtype"], figures["generated_tokens"]) == ("float16", 80)

@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tokenkit.verbs.model import ModelChoice, load_pair
+from tokenkit.verbs.record import teacher_identity
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks
 IDS = torch.arange(3, 9)[None]
@@ -37,6 +38,13 @@ def test_the_verb_and_the_key_of_a_model(tokenkit, model_folder, tmp_path: Path)
         "merge-lora", f"base_model={model_folder}", f"lora_model={tmp_path}/adapter", f"output={tmp_path}/out"
     )
     assert (code, error.count("\n"), "exists already" in error) == (2, 1, True)
+
+
+def test_an_adapter_makes_it_another_teacher(model_folder, tmp_path: Path) -> None:
+    base, _ = load_pair(ModelChoice(source=str(model_folder)), "cpu")
+    adapted(base, tmp_path / "adapter")
+    choices = [ModelChoice(source=str(model_folder), adapter=folder) for folder in (None, tmp_path / "adapter")]
+    assert teacher_identity(choices[0]) != teacher_identity(choices[1])
 
 
 def test_what_does_not_fit_is_one_line(tokenkit, model_folder, tmp_path: Path) -> None:

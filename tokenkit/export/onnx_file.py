@@ -1,7 +1,7 @@
 """A model as an ONNX file with a key-value cache, for onnxruntime and what is built on it.
 
-The names of inputs and outputs (`tokenkit.export.traced`) are those that optimum and transformers.js read. Only
-operators of the ONNX standard are used. Every file is loaded by onnxruntime and compared before it has a name.
+The names of inputs, outputs and sizes are those that optimum and transformers.js read. Only operators of the ONNX
+standard are used. Every file is loaded by onnxruntime and compared before it has a name.
 """
 
 import copy
@@ -106,11 +106,16 @@ def converted(model: PreTrainedModel, program: ExportedProgram, signature: Signa
 
 
 def _axes(graph: onnx_ir.Graph, signature: Signature) -> dict[str | onnx_ir.SymbolicDim, str]:
-    """The tracer's symbols for the three sizes that are open, and what they are called in the file."""
+    """The tracer's symbols for the sizes that are open, and what they are called in the file.
+
+    transformers.js makes an empty cache of these names: what is called batch_size is as large as the batch, the rest 0.
+    """
+    places = [("input_ids", 0, "batch_size"), ("input_ids", 1, "sequence_length")]
+    if signature.layers:
+        places.append(("past_key_values.0.key", 2, "past_sequence_length"))
     found: dict[str | onnx_ir.SymbolicDim, str] = {}
     shapes = {value.name: value.shape for value in graph.inputs}
-    places = [("input_ids", 0, "batch"), ("input_ids", 1, "sequence"), ("past_key_values.0.key", 2, "past")]
-    for name, axis, meaning in places[: 3 if signature.layers else 2]:
+    for name, axis, meaning in places:
         shape = shapes[name]
         assert shape is not None
         symbol = shape[axis]

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from tokenkit.config import UserError
-from tokenkit.export.huggingface import SHARD_BYTES, TEXTS, drafted, write_settings, write_tokenizer
+from tokenkit.export.huggingface import SHARD_BYTES, drafted, write_settings, write_tokenizer
 from tokenkit.export.nibbles import PER_WORD, dequantise_groups, packed_tensors, quantise_groups
+from tokenkit.export.quality import LINES
 from tokenkit.export.quantized_verify import verify_quantized
 from tokenkit.models.bitlinear import ternary_layers
 from tokenkit.models.load import input_matrix
@@ -52,7 +53,7 @@ def export_quantized(
     skip: list[str] = [],  # noqa: B006 (read only)
     dtype: torch.dtype = torch.float32,
     max_shard_bytes: int = SHARD_BYTES,
-    documents: list[str] = TEXTS,
+    documents: list[str] = LINES,
     max_rise: float | None = None,
 ) -> dict[str, Any]:
     """Writes the folder, loads it with stock transformers, compares; the figures. `model` stays as it is.

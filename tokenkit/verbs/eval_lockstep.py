@@ -94,8 +94,8 @@ def eval_lockstep(run: EvalLockstepRun) -> dict[str, Any]:
     figures: dict[str, Any] = {"mode": run.mode, "combine": run.combine, "weights": combine.weights}
     if documents is not None and run.source is not None:
         found = lockstep.figures(documents)
-        for member, choice in zip(found["members"], run.models, strict=True):
-            member["model"] = choice.source
+        pairs = zip(run.models, found["members"], strict=True)
+        found["members"] = [{"model": choice.source, **member} for choice, member in pairs]
         figures |= {"text": describe(run.source), **found}
     if run.prompts:
         options = {"count": run.max_new_tokens, "seed": run.seed, "stop": run.stop}

@@ -35,6 +35,7 @@ from tokenkit.data.records import (
 )
 from tokenkit.data.source import describe, read_documents
 from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
+from tokenkit.models.lora import SETTINGS, WEIGHTS
 from tokenkit.models.view import ModelView
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.tokenizers.load import load_tokenizer
@@ -125,12 +126,13 @@ def data_identity(data: DataConfig, rows: Sequence[Row], teacher: Tokenizer) -> 
 
 
 def teacher_identity(choice: ModelChoice) -> Identity:
-    """sha256 of a model's configuration and weight files, unread otherwise."""
+    """sha256 of the configuration and weight files of a model, and of its adapter; unread otherwise."""
     folder = Path(choice.source)
     if not folder.is_dir():
         folder = _downloaded(choice)
     parts = []
-    for path in (folder / "config.json", *sorted(folder.glob("*.safetensors"))):
+    adapter = () if choice.adapter is None else (choice.adapter / SETTINGS, choice.adapter / WEIGHTS)
+    for path in (folder / "config.json", *sorted(folder.glob("*.safetensors")), *adapter):
         if not path.is_file():
             raise UserError(f"{path}: no such file; write the folder of a Hugging Face model as teacher.source")
         with path.open("rb") as file:
