@@ -104,7 +104,7 @@ with torch.no_grad():
 
 @pytest.mark.slow
 def test_a_process_without_transformers_reads_it(dense_model, bpe, tmp_path):
-    model = dense_model("qwen3")
+    model = dense_model("qwen2")
     export_torch(model, bpe, tmp_path / "x.pt2")
     command = [sys.executable, "-c", READER, tmp_path / "x.pt2"]
     found = subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -91,6 +91,8 @@ class BytePrefix:
             found = group.node.range(byte)
             if found is not None:
                 child, tokens = group.node.child(byte), group.tokens[:, found[0] : found[1]]
+                if child.depth == 1:  # a view would keep all of the vocabulary's rows in memory
+                    tokens = tokens.copy()
                 closed += _closed(child, tokens, group)
                 if child.longer:
                     rest = tokens[:, child.whole :]

@@ -12,7 +12,7 @@ from tokenkit.tokenizers.base import Tokenizer
 
 LINES = [  # what is measured on where nobody names a text: a story, an explanation, a letter, code
     "Once upon a time there was a little dog who lived with an old man near the sea. Every morning they walked along "
-    "the beach. One day the dog found a red ball. He was so happy that he ran all the way home to show it to his friend.",
+    "the beach. One day the dog found a red ball. He was so happy that he ran all the way home to show his friend.",
     "Water boils when its vapour pressure is as high as the pressure of the air around it. On a mountain the air is "
     "thinner, so water boils at a lower temperature and an egg takes longer to cook.",
     "Dear Anna, thank you for your letter. We have been back since Tuesday, and the garden needs a lot of work after "

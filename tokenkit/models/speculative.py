@@ -98,24 +98,33 @@ class _One:
         """New ids, and their log-probabilities, up to the limit."""
         n = 0
         while n < limit:
-            guesses = self._guesses(n, min(self.tokens, limit - n - 1))
-            unread = [*self.row[self.target.length :], *guesses]
-            logits = self.target.all(torch.tensor([unread], device=self.device), last=len(guesses) + 1)[0]
+            found, guesses = self._pass(n, min(self.tokens, limit - n - 1), scored=scored)
             self.tally.calls += 1
-            for step in range(len(guesses) + 1):
-                chosen = self._draw(logits[step : step + 1], n, self.row, self.own)
-                (said,), i = said_of(logits[step : step + 1], chosen, scored=scored, n=n), int(chosen)
-                stands = step < len(guesses) and i == guesses[step]
+            for step, (i, said) in enumerate(found):
                 self.tally.checked += step < len(guesses)
-                self.tally.accepted += stands
+                self.tally.accepted += step < len(guesses) and i == guesses[step]
                 self.tally.written += 1
-                self.row.append(i)
-                n += 1
                 yield i, said
-                if not stands:
-                    break
-            for reader in (self.target, self.guesser):
-                reader.crop(len(self.row) - 1)
+            n += len(found)
+
+    @torch.inference_mode()
+    def _pass(self, n: int, count: int, *, scored: bool) -> tuple[list[tuple[int, float]], list[int]]:
+        """What one pass of the model says, up to the first guess that it does not say; and all `count` guesses."""
+        guesses = self._guesses(n, count)
+        unread = [*self.row[self.target.length :], *guesses]
+        logits = self.target.all(torch.tensor([unread], device=self.device), last=count + 1)[0]
+        found: list[tuple[int, float]] = []
+        for step in range(count + 1):
+            one = logits[step : step + 1]
+            chosen = self._draw(one, n + step, self.row, self.own)
+            (said,), i = said_of(one, chosen, scored=scored, n=n + step), int(chosen)
+            self.row.append(i)
+            found.append((i, said))
+            if step < count and i != guesses[step]:
+                break
+        for reader in (self.target, self.guesser):
+            reader.crop(len(self.row) - 1)
+        return found, guesses
 
     def _guesses(self, n: int, count: int) -> list[int]:
         row = list(self.row)
