@@ -85,7 +85,7 @@ def test_a_token_map(tokenkit, words, model_folder, other_folder, tmp_path):
         (["source=null"], "nothing to do; write a source to score or prompts to continue"),
         (["mode=bytes"], "mode"),
         (["source.max_bytes=3000"], "cut the text differently, so no sequence of tokens is both's; write mode=byte"),
-        (["mode=byte", "context_bytes=4096", "source.max_bytes=3000"], "has 256 positions; write 256 or less"),
+        (["mode=byte", "context_bytes=4096", "source.max_bytes=3000"], "has positions for 256; write 256 or less"),
     ],
 )
 def test_mistakes_are_one_line(tokenkit, words, change, said):

@@ -14,6 +14,7 @@ from tokenkit.data.source import describe
 from tokenkit.eval.agreement import agreement
 from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
 from tokenkit.eval.byte_agreement import byte_agreement
+from tokenkit.eval.byte_ensemble import room
 from tokenkit.eval.harness import TASK_VERSION, EvalRow, Subject, failure
 from tokenkit.eval.metrics import LoadedMetric
 from tokenkit.eval.next_byte import ByteModel, CoverConfig
@@ -155,8 +156,8 @@ class BuiltinBackend:
             return [self._row("byte_agreement", name, None, way, limit, place, note=note) for name, way in names]
         sides = (view, tokenizer), self.load(self.teacher)
         student, teacher = (ByteModel(one.model, ids, CoverConfig()) for one, ids in sides)
-        options = {"context_bytes": self.held_out.reading.context_tokens}
-        found = byte_agreement(student, teacher, self.held_out.documents[:limit], **options)
+        context_bytes = room([student, teacher], self.held_out.reading.context_tokens)
+        found = byte_agreement(student, teacher, self.held_out.documents[:limit], context_bytes=context_bytes)
         values = (found.kl, found.top1)
         return [
             self._row("byte_agreement", name, value, way, limit, place)

@@ -104,13 +104,23 @@ def _next(prefixes: Sequence[BytePrefix], wanted: Int64[ndarray, "N"]) -> Float6
     return found
 
 
+def room(models: Sequence[ByteModel], most: int) -> int:
+    """Bytes that every model can read, `most` at most: in some cover each is a token."""
+    found = [most]
+    for reading in models:
+        positions = positions_of(reading.model)
+        if positions is not None:
+            found.append(positions - len(reading.before([reading.tokenizer.start_id()])))
+    return min(found)
+
+
 def _check_window(reading: ByteModel, num_bytes: int) -> None:
     """UserError where a text of as many tokens as bytes would not fit: some cover may be that long."""
-    positions, more = positions_of(reading.model), len(reading.before([reading.tokenizer.start_id()]))
-    if positions is not None and num_bytes + more > positions:
+    fits = room([reading], num_bytes)
+    if fits < num_bytes:
         raise UserError(
-            f"context_bytes: {num_bytes} bytes can be as many tokens, but {reading.name} has {positions} positions; "
-            f"write {positions - more} or less"
+            f"context_bytes: {num_bytes} bytes can be as many tokens, and {reading.name} has positions for {fits}; "
+            f"write {fits} or less"
         )
 
 

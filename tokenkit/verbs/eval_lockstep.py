@@ -12,6 +12,7 @@ from tokenkit.align.vocabulary import load_mined
 from tokenkit.config import Config, UserError
 from tokenkit.data.source import SourceConfig, describe, read_documents
 from tokenkit.eval.bits_per_byte import EvalConfig
+from tokenkit.eval.byte_ensemble import room
 from tokenkit.eval.combine import Combination, How
 from tokenkit.eval.ensemble import Ensemble, Member
 from tokenkit.eval.harness import HarnessConfig, Subject, benchmark
@@ -47,8 +48,8 @@ class EvalLockstepRun(Config):
     """Text whose bits per byte are counted."""
     context_tokens: int = Field(512, ge=2)
     """Tokens that the models see at most (modes tokens and mined)."""
-    context_bytes: int = Field(512, ge=2)
-    """Bytes that the models see at most (mode byte); no more than the positions of any of them."""
+    context_bytes: int | None = Field(None, ge=2)
+    """Bytes that the models see at most (mode byte); null: 512, or as many as each of them has positions for."""
     covers: CoverConfig = CoverConfig()
     """Which spellings are followed (mode byte)."""
     prompts: list[str] = []
@@ -136,7 +137,7 @@ def _of_bytes(run: EvalLockstepRun, members: Sequence[Member], combine: Combinat
         ByteModel(member.view.model, member.tokenizer, run.covers, choice.source)
         for choice, member in zip(run.models, members, strict=True)
     ]
-    return ByteLockstep(models, combine, run.context_bytes)
+    return ByteLockstep(models, combine, room(models, 512) if run.context_bytes is None else run.context_bytes)
 
 
 def _benchmarks(run: EvalLockstepRun, harness: HarnessConfig, lockstep: Lockstep) -> list[dict[str, Any]]:
