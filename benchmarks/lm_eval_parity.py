@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python benchmarks/lm_eval_parity.py --shared FOLDER [--limit 100] [--repeats 3]
 
-FOLDER holds `data/evals` and `data/weights/stories260K`. Every task runs interleaved, one thread, with both classes on the
-same folder, data and limit: `hf` reading one request at a time (its default) and sixteen, `ours` with its default of 4,096
-tokens. Prints a Markdown table. `--float64` computes in float64 on both sides, where rounding cannot hide a difference.
+FOLDER holds `data/evals` and `data/weights/stories260K`. Every task runs interleaved, one thread, with both classes on
+the same folder, data and limit: `hf` reading one request at a time (its default) and sixteen, `ours` with its default
+of 4,096 tokens. Prints a Markdown table. `--float64` computes in float64 on both sides, where rounding hides nothing.
 """
 
 import argparse
@@ -116,9 +116,8 @@ def main() -> None:
     source = asked.model or str(asked.shared / "data/weights/stories260K")
     dtype = "float64" if asked.float64 else "float32"
     folders = TaskFolders([Path(__file__).parent / "tasks"], {"data": str(asked.shared / "data")})
-    print(
-        f"{Path(source).name}, {dtype}, limit {asked.limit}, medians of {asked.repeats}, lm_eval {lm_eval.__version__}\n"
-    )
+    what = f"limit {asked.limit}, medians of {asked.repeats}, lm_eval {lm_eval.__version__}"
+    print(f"{Path(source).name}, {dtype}, {what}\n")
     head = ["task", "metrics (ours)", "equal", "largest difference", "greedy equal", "other cuts"]
     head += ["hf 1, s", "hf 16, s", "ours, s", "ours / hf 1", "ours / hf 16", "CPU: / hf 1", "CPU: / hf 16"]
     print("| " + " | ".join(head) + " |\n|" + " --- |" * len(head), flush=True)

@@ -5,15 +5,14 @@ python scripts/export_model.py model_path=outputs/my_model output_path=exported/
 
 import sys
 
-from tokenkit.cli_shared import print_values, run_script
+from tokenkit.cli_shared import run_script
 
 
 def main() -> None:
-    from tokenkit.config import load
-    from tokenkit.verbs.export import ExportRun, export
+    from tokenkit.cli import export
     from tokenkit.verbs.guide import MODEL, renamed
 
-    print_values(export(load(ExportRun, renamed(["format=huggingface", *sys.argv[1:]], MODEL))))
+    export(renamed(["format=huggingface", *sys.argv[1:]], MODEL))
 
 
 if __name__ == "__main__":

@@ -5,15 +5,14 @@ python scripts/export_to_onnx.py model_path=outputs/my_model output_path=outputs
 
 import sys
 
-from tokenkit.cli_shared import print_values, run_script
+from tokenkit.cli_shared import run_script
 
 
 def main() -> None:
-    from tokenkit.config import load
-    from tokenkit.verbs.export import ExportRun, export
+    from tokenkit.cli import export
     from tokenkit.verbs.guide import MODEL, renamed
 
-    print_values(export(load(ExportRun, renamed(["format=onnx", *sys.argv[1:]], MODEL))))
+    export(renamed(["format=onnx", *sys.argv[1:]], MODEL))
 
 
 if __name__ == "__main__":

@@ -8,17 +8,16 @@
 
 import sys
 
-from tokenkit.cli_shared import print_values, run_script
+from tokenkit.cli_shared import run_script
 
 
 def main() -> None:
-    from tokenkit.config import load
-    from tokenkit.verbs.export import ExportRun, export
+    from tokenkit.cli import export
     from tokenkit.verbs.guide import MODEL, renamed
 
     words = sys.argv[1:]
     chosen = any(word.startswith(("quantization=", "format=")) for word in words)
-    print_values(export(load(ExportRun, renamed([*([] if chosen else ["quantization=int8"]), *words], MODEL))))
+    export(renamed(words if chosen else ["quantization=int8", *words], MODEL))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,20 @@
 """The guide's scripts are the verbs under other names of keys, and what they write loads as the guide says."""
 
+import json
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
-from transformers import pipeline
+import torch
+import yaml
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from tokenkit.config import UserError
 from tokenkit.verbs.guide import HARNESS, MODEL, renamed
 
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
@@ -52,3 +57,22 @@ def test_a_mistake_is_one_line_and_exit_code_2(run, model_folder, tmp_path, caps
     lines = capsys.readouterr().err.strip().splitlines()
     assert [line.partition(":")[0] for line in lines] == ["optimize_for_inference", "export_model"]
     assert not (tmp_path / "o").exists()
+
+
+def test_what_the_other_scripts_write(run, model_folder, corpus, tmp_path, capsys):
+    base = AutoModelForCausalLM.from_pretrained(model_folder)
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "lora")
+    run("merge_lora", f"base_model={model_folder}", f"lora_model={tmp_path}/lora", f"output_path={tmp_path}/merged")
+    ids = AutoTokenizer.from_pretrained(tmp_path / "merged")("the cat", return_tensors="pt")["input_ids"]
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert torch.allclose(merged(ids).logits, adapted.eval()(ids).logits, atol=1e-5)
+    run("export_to_onnx", f"model_path={tmp_path}/merged", f"output_path={tmp_path}/m.onnx", "dynamic_axes=true")
+    assert (tmp_path / "m.onnx").stat().st_size > 0
+    capsys.readouterr()
+    run("eval", f"model_path={tmp_path}/merged", f"eval.source.path={corpus}", "eval.source.max_bytes=2000")
+    alone = yaml.safe_load(capsys.readouterr().out)["bits_per_byte"]
+    models = f'models=[{{"source": "{tmp_path}/merged"}}, {{"source": "{tmp_path}/merged"}}]'
+    source = [f"source.path={corpus}", "source.max_bytes=2000"]
+    run("eval_lockstep", models, *source, "combine_strategy=mean_logits", f"output={tmp_path}/both.json")
+    assert json.loads((tmp_path / "both.json").read_text())["bits_per_byte"] == pytest.approx(alone, abs=1e-6)

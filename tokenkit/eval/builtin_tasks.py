@@ -18,6 +18,7 @@ from tokenkit.eval.byte_ensemble import room
 from tokenkit.eval.harness import TASK_VERSION, EvalRow, Subject, failure
 from tokenkit.eval.metrics import LoadedMetric
 from tokenkit.eval.next_byte import ByteModel, CoverConfig
+from tokenkit.eval.pairs import tokens_before
 from tokenkit.eval.summary import Direction
 from tokenkit.models.view import ModelView
 from tokenkit.tokenizers.base import Tokenizer
@@ -263,7 +264,7 @@ def cloze_scores(
     for choice in choices:
         encoding = tokenizer.encode(context + choice)
         ids = [tokenizer.start_id(), *encoding.ids.tolist()]
-        first = 1 + sum(end <= border for end in encoding.ends.tolist())
+        first = 1 + tokens_before(encoding, border)
         cut = max(0, len(ids) - context_tokens)
         ids, first = [ids[0], *ids[cut + 1 :]], max(1, first - cut)
         inputs = torch.tensor([ids], device=view.model.device)

@@ -14,6 +14,7 @@ from tokenkit.export.expanded import export_model
 from tokenkit.export.forced import forced_ternary
 from tokenkit.export.hub import HubConfig, check_push, push
 from tokenkit.export.huggingface import SHARD_BYTES, TEXTS, refuse_existing
+from tokenkit.export.quieted import clears_up
 from tokenkit.export.ternary import export_latent, export_ternary
 from tokenkit.export.unpacked import export_unpacked
 from tokenkit.export.verify import ExportError
@@ -82,7 +83,8 @@ def export(run: ExportRun) -> dict[str, Any]:
     """Writes and verifies, and uploads if told to; what was written, and the figures of the comparison."""
     refuse_existing(run.output)
     try:
-        figures = _exported(run)
+        with clears_up():
+            figures = _exported(run)
     except ExportError as error:
         raise UserError(f"export: nothing was written: {error}") from None
     if run.push_to_hub and run.hub is not None:

@@ -19,12 +19,19 @@ HARNESS = {
     "eval.tokens_per_batch": "eval.harness.batch_tokens",
     "eval.confirm_run_unsafe_code": "eval.harness.confirm_run_unsafe_code",
 }
+LOCKSTEP = {
+    "baseline_mined_mapping_paths": "mappings",
+    "eval.source": "source",
+    **{key: new.removeprefix("eval.") for key, new in HARNESS.items()},
+    "output_path": "output",
+}
 VALUES = {  # a key whose values have other names, too
     "use_cpu": {"true": "device=cpu", "false": "device=auto"},
     "eval.chat_template_mode": {
         "surround_instruct": "eval.harness.apply_chat_template=true",
         "direct_encode": "eval.harness.apply_chat_template=false",
     },
+    "combine_strategy": {"mean_prob": "combine=mean_prob", "mean_logits": "combine=mean_logp"},
     "quantization": {
         "int8": "format=int8",
         "int4": "format=int4",
