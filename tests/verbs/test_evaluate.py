@@ -21,6 +21,15 @@ def run(model_folder, corpus):
     return make
 
 
+def test_a_teacher_is_not_compared_with_itself(run, model_folder, corpus):
+    teacher = {"source": str(model_folder)}
+    asked = {"source": {"path": str(corpus), "max_bytes": 40}, "harness": {"tasks": ["agreement", "byte_agreement"]}}
+    benchmarks = evaluate(run(teacher=teacher, eval=asked))["benchmarks"]
+    assert {row["task"] for row in benchmarks["trained"]} == {"agreement", "byte_agreement"}
+    assert benchmarks["teacher"] == []
+    assert benchmarks["beside_teacher"] == {}
+
+
 def cells(table):
     return [list(column.cells) for column in table.columns]
 

@@ -15,7 +15,7 @@ from tokenkit.eval.agreement import agreement
 from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
 from tokenkit.eval.byte_agreement import byte_agreement
 from tokenkit.eval.byte_ensemble import room
-from tokenkit.eval.harness import TASK_VERSION, EvalRow, Subject, failure
+from tokenkit.eval.harness import COMPARING, TASK_VERSION, EvalRow, Subject, failure
 from tokenkit.eval.metrics import LoadedMetric
 from tokenkit.eval.next_byte import ByteModel, CoverConfig
 from tokenkit.eval.pairs import tokens_before
@@ -75,7 +75,7 @@ class BuiltinBackend:
             asked = [question.model_dump() for question in self.questions]
             return {"questions": digest(asked), "context": self.held_out.reading.context_tokens}
         found: dict[str, Any] = {"text": self.held_out.fingerprint()}
-        if task.endswith("agreement") and self.teacher is not None:
+        if task in COMPARING and self.teacher is not None:
             found["teacher"] = self.teacher.identity
         return found
 

@@ -21,7 +21,8 @@ from tokenkit.eval.metrics import OwnMetric
 from tokenkit.eval.summary import Direction, score
 
 BackendName = Literal["builtin", "tokenkit", "hf", "vllm"]
-BUILTIN = ("perplexity", "cloze", "agreement", "byte_agreement")
+COMPARING = ("agreement", "byte_agreement")  # with the teacher, who is not compared with itself
+BUILTIN = ("perplexity", "cloze", *COMPARING)
 TASK_VERSION = "1"  # of the built-in tasks; a change of what they measure raises it
 logger = logging.getLogger(__name__)
 

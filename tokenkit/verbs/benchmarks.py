@@ -14,7 +14,7 @@ from rich.table import Table
 
 from tokenkit.config import UserError, digest, resolved
 from tokenkit.eval.builtin_tasks import BuiltinBackend, HeldOut, Loader, OwnBackend, read_questions
-from tokenkit.eval.harness import Backend, EvalRow, Evaluation, NotRun, Subject, benchmark, over_tasks
+from tokenkit.eval.harness import COMPARING, Backend, EvalRow, Evaluation, NotRun, Subject, benchmark, over_tasks
 from tokenkit.eval.lm_eval_backends import LmEvalBackend, release
 from tokenkit.eval.metrics import load_metrics
 from tokenkit.models.factorised_view import FACTORISED, view_of
@@ -96,7 +96,7 @@ def benchmarks(
         if name == "teacher" and harness is not None and not harness.teacher:
             continue
         for backend, tasks, options in jobs:
-            asked = [task for task in tasks if name != "teacher" or task != "agreement" or backend.name != "builtin"]
+            asked = [task for task in tasks if name != "teacher" or task not in COMPARING or backend.name != "builtin"]
             found[name] += benchmark(backend, subject, asked, **options, cache=kept, reuse=reuse)
         release()
         if name == "trained":
