@@ -290,7 +290,7 @@ def generate(words: Words = None, dry_run: DryRun = False) -> None:
 
 @app.command()
 def export(words: Words = None, dry_run: DryRun = False) -> None:
-    """Write a model for others: packed ternary, its latent weights, unpacked again, or GGUF for llama.cpp."""
+    """Write a model for others: int8, int4, ternary, ONNX, GGUF, torch.export; verified."""
     from tokenkit.verbs.export import ExportRun, export
 
     run = load(ExportRun, words or [])

@@ -175,6 +175,12 @@ def test_bytes_have_a_merge_that_never_applies(dense_model, tmp_path):
         assert again.encode(text).ids.tolist() == list(text.encode())
 
 
+def test_a_learned_tokenizer_is_refused_in_its_own_words(dense_model, compact_folder, tmp_path):
+    tokenizer = load_tokenizer(str(compact_folder))
+    with pytest.raises(UserError, match="a Unigram tokenizer over bytes; GGUF has Unigrams of characters"):
+        export_gguf(dense_model(vocab_size=tokenizer.vocab_size), tokenizer, tmp_path / "x.gguf", type="f32")
+
+
 def test_matrices_of_gpt2_are_turned_and_qwen3_keeps_its_norms(dense_model, bpe, tmp_path):
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 320, "tie_word_embeddings": True}
     gpt2 = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=bpe.bos_id, eos_token_id=bpe.eos_id))

@@ -95,6 +95,11 @@ def gguf_vocabulary(tokenizer: Tokenizer, rows: int) -> Vocabulary:
         raise UserError(
             f"{tokenizer.name}: a {kind} tokenizer; GGUF takes byte-level BPE, sentencepiece BPE and Unigram"
         )
+    if is_byte_level(definition) or UNKNOWN not in types:
+        raise UserError(
+            f"{tokenizer.name}: a Unigram tokenizer over bytes; GGUF has Unigrams of characters, with an unknown token; "
+            "export format=onnx or huggingface"
+        )
     return _pieces(definition, kind, tokens, types)
 
 
