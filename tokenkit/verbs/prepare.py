@@ -39,7 +39,7 @@ def prepare(run: DistillRun, rows: Sequence[Row] | None = None) -> Sides:
 
     `rows` are those of the training text, read here where they are needed and not given.
     """
-    device = pick_device(run.train.device)
+    device = pick_device(run.train.device, "train.device")
     torch.manual_seed(run.train.seed)  # adapters begin at random
     target = load_tokenizer(run.target_tokenizer) if run.target_tokenizer else None
     model, source = load_pair(run.model, device)

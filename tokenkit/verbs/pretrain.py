@@ -181,7 +181,7 @@ def _model(fields: dict[str, Any], config_train: TrainConfig, tokenizer: Tokeniz
         raise UserError(f"model: {str(error).splitlines()[0]}") from None
     torch.manual_seed(config_train.seed)
     model = AutoModelForCausalLM.from_config(config)
-    return model.float().to(pick_device(config_train.device))
+    return model.float().to(pick_device(config_train.device, "train.device"))
 
 
 def _fixed(tokenizer: Tokenizer) -> Tokenizer:

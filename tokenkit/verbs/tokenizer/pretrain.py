@@ -161,7 +161,7 @@ def build_task(run: TokenizerPretrainRun, corpus: ChunkCorpus) -> tuple[Autoenco
     network = AutoEncoder(network_config) if run.init is None else read_network(run.init)
     if network.config != network_config:
         raise UserError(f"init: {run.init} is of another network; write network as it was there")
-    network = network.train().to(pick_device(run.train.device))
+    network = network.train().to(pick_device(run.train.device, "train.device"))
     options = {"precision": run.train.precision, "ema_decay": run.train.ema_decay}
     task = AutoencodeTask(network, Objective.of(run.losses), batches, **options)
     if run.init is None:
