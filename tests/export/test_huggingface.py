@@ -1,5 +1,6 @@
 """What is exported answers as the model in memory, in a process that knows nothing of this package, or is not there."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from tokenkit.config import UserError
 from tokenkit.export.huggingface import export_huggingface
-from tokenkit.export.verify import ExportError, verify_huggingface
+from tokenkit.export.verify import ExportError, allowed, logits_of, verify_huggingface
 from tokenkit.models.generate import generate
 from tokenkit.models.lora import adapters, attach_lora
 from tokenkit.tokenizers.base import Tokenizer
@@ -69,6 +70,18 @@ def test_an_exported_folder_answers_exactly_and_starts_texts_as_we_do(tokenizer:
     assert (folder / "note.md").read_text("utf-8") == "é\n"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == ["out"]
     assert not list(folder.glob("*.bin"))
+
+
+def test_what_rounding_may_do_is_measured_where_the_tolerance_is_not_enough() -> None:
+    tokenizer = load_tokenizer("byte")
+    model, rows = tiny(tokenizer), [[256, *b"abc"]]
+    assert allowed(1e-6, 1e-5, model, rows) == 1e-5
+    exact = copy.deepcopy(model).double()
+    own = (logits_of(model, rows[0]) - logits_of(exact, rows[0])).abs().max()
+    assert 0 < own < 1e-4
+    assert allowed(1.0, 1e-12, model, rows) == pytest.approx(4 * float(own))
+    assert allowed(float("nan"), 1e-5, model, rows) >= 1e-5
+    assert allowed(1.0, 1e-12, model.to(torch.bfloat16), rows) == 1e-12
 
 
 def test_the_configuration_carries_the_tokenizers_ids(tmp_path: Path) -> None:

@@ -97,8 +97,8 @@ def gguf_vocabulary(tokenizer: Tokenizer, rows: int) -> Vocabulary:
         )
     if is_byte_level(definition) or UNKNOWN not in types:
         raise UserError(
-            f"{tokenizer.name}: a Unigram tokenizer over bytes; GGUF has Unigrams of characters, with an unknown token; "
-            "export format=onnx or huggingface"
+            f"{tokenizer.name}: a Unigram tokenizer over bytes; GGUF has Unigrams of characters, with an unknown "
+            "token; export format=onnx or huggingface"
         )
     return _pieces(definition, kind, tokens, types)
 

@@ -1,5 +1,7 @@
 """An exported folder, opened with the consumer's own loaders, must answer as the model in memory does."""
 
+import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from tokenkit.tokenizers.base import Tokenizer
 # Largest logit difference that counts as equal, relative to the largest logit: what rounding alone can do. Even equal
 # weights give slightly different sums on a CPU, where kernels depend on the alignment of a memory-mapped file.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
+
+ROUNDINGS = 4  # times what float32 costs the model itself
 
 
 class ExportError(RuntimeError):
@@ -41,7 +45,7 @@ def verify_huggingface(
         expected, found = logits_of(model, row), logits_of(reloaded, row)
         largest = max(largest, float(expected.abs().max()))
         difference = max(difference, float((expected - found).abs().max()))
-    tolerance = TOLERANCES[reloaded.dtype] * largest
+    tolerance = allowed(difference, TOLERANCES[reloaded.dtype] * largest, model, rows)
     if not difference <= tolerance:
         raise ExportError(f"{folder.name}: logits differ by {difference:.3g} after reloading, {tolerance:.3g} allowed")
     return {
@@ -52,6 +56,19 @@ def verify_huggingface(
         "logit_difference": difference,
         "tolerance": tolerance,
     }
+
+
+def allowed(difference: float, tolerance: float, model: PreTrainedModel, rows: Sequence[list[int]]) -> float:
+    """The logit difference that rounding may make: the tolerance, or for a difference beyond it what is measured.
+
+    Some models magnify the last digits at some positions (a norm of a state near 0). Of one in float32 it is measured
+    how far its logits on these rows are from those in float64, and `ROUNDINGS` times that is allowed.
+    """
+    if difference <= tolerance or model.dtype != torch.float32:
+        return tolerance
+    exact = copy.deepcopy(model).double()
+    own = max(float((logits_of(model, row) - logits_of(exact, row)).abs().max()) for row in rows)
+    return max(tolerance, ROUNDINGS * own)
 
 
 def _equal_tensors(model: PreTrainedModel, reloaded: PreTrainedModel, name: str) -> int:
