@@ -35,7 +35,7 @@ def export_merged(
         expected, found = logits_of(reference, ids), logits_of(merged, ids)
         largest = max(largest, float(expected.abs().max()))
         difference = max(difference, float((expected - found).abs().max()))
-    tolerance = allowed(difference, TOLERANCE * largest, reference, rows)
+    tolerance = allowed(difference, TOLERANCE * largest, merged, rows)
     if not difference <= tolerance:
         raise ExportError(f"{folder.name}: merged logits differ by {difference:.3g} from those of base and adapter")
     export_huggingface(merged, tokenizer, folder, dtype=dtype, max_shard_bytes=max_shard_bytes)
