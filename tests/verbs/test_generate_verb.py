@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from tokenkit.cli import app
 from tokenkit.config import UserError, build
 from tokenkit.tokenizers.load import load_tokenizer
-from tokenkit.verbs.generate import GenerateRun, continue_prompts, prepared
+from tokenkit.verbs.generate import GenerateRun, prepared
 
 TURNS = """{%- for m in messages %}{{ '<|endoftext|>' + m.role + ' ' + m.content + '<|endoftext|>' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|endoftext|>assistant ' }}{% endif %}"""
@@ -26,9 +26,8 @@ def chat_model(tmp_path, model_folder):
 
 
 def generated(folder, **options) -> str:
-    return continue_prompts(
-        build(GenerateRun, {"model": {"source": str(folder)}, "prompts": ["the cat"], "max_new_tokens": 8, **options})
-    )[0]
+    asked = {"model": {"source": str(folder)}, "prompts": ["the cat"], "max_new_tokens": 8, **options}
+    return prepared(build(GenerateRun, asked)).texts()[0]
 
 
 def test_asked_as_a_user_the_answer_alone_comes_back(chat_model, monkeypatch):
@@ -73,7 +72,7 @@ def test_lines_hold_all_that_is_known(model_folder, tmp_path):
     more, output = tmp_path / "prompts.txt", tmp_path / "out.jsonl"
     more.write_text("who had\na mat and\n", "utf-8")
     run = ready(model_folder, prompts_file=more, output=output, temperature=1.0, seed=3)
-    texts = continue_prompts(run)
+    texts = prepared(run).texts(output)
     lines = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
     assert [line["prompt"] + line["text"] for line in lines] == texts
     assert [line["prompt"] for line in lines] == ["the cat", "who had", "a mat and"]
@@ -125,4 +124,4 @@ def test_a_draft_with_another_tokenizer_is_told_what_to_do(model_folder, shared)
 )
 def test_what_does_not_fit_together(model_folder, options, message):
     with pytest.raises(UserError, match=message):
-        continue_prompts(ready(model_folder, **options))
+        prepared(ready(model_folder, **options)).texts()

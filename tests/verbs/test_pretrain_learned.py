@@ -14,7 +14,7 @@ from tokenkit.models.speller import Speller, drawn_ids
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.train.loop import Interrupted
 from tokenkit.verbs.evaluate import EvalRun, evaluate
-from tokenkit.verbs.generate import GenerateRun, continue_prompts
+from tokenkit.verbs.generate import GenerateRun, prepared
 from tokenkit.verbs.pretrain import PretrainRun, pretrain
 
 
@@ -40,7 +40,7 @@ def test_an_open_tokenizer_is_learnt_by_parts(tmp_path, corpus, open_folder, emb
     again = evaluate(build(EvalRun, {"model": {"source": model}, "eval": run.eval.model_dump()}))
     assert again["bits_per_byte"] == pytest.approx(results["bits_per_byte"], rel=1e-5)
     options = {"prompts": ["the cat", "green"], "max_new_tokens": 8, "temperature": 1.0}
-    texts = continue_prompts(build(GenerateRun, {"model": {"source": model}, **options}))
+    texts = prepared(build(GenerateRun, {"model": {"source": model}, **options})).texts()
     assert all(text.startswith(prompt) for text, prompt in zip(texts, options["prompts"]))
 
 

@@ -12,17 +12,12 @@ class TokenizerUse:
     """Counts over texts, special tokens left out."""
 
     tokens: int
-    num_bytes: int
     words: int
     partial: int
     """Tokens that hold a part of a character only: bytes that the vocabulary falls back to."""
     ids_seen: int
     vocabulary: int
     """Ids that spell something."""
-
-    @property
-    def bytes_per_token(self) -> float:
-        return self.num_bytes / max(1, self.tokens)
 
     @property
     def tokens_per_word(self) -> float:
@@ -57,7 +52,6 @@ def tokenizer_use(tokenizer: Tokenizer, documents: Sequence[str]) -> TokenizerUs
     spelled = tokenizer.token_bytes
     return TokenizerUse(
         tokens=sum(counts.values()),
-        num_bytes=sum(len(document.encode()) for document in documents),
         words=sum(len(document.split()) for document in documents),
         partial=sum(count for index, count in counts.items() if not _is_text(spelled[index])),
         ids_seen=len(counts),

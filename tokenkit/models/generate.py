@@ -147,7 +147,7 @@ class _Task:
     ) -> "_Task":
         texts = iter(tokenizer.encode_batch([prompt for prompt in prompts if isinstance(prompt, str)]))
         rows = [[tokenizer.start_id(), *next(texts).ids.tolist()] if isinstance(p, str) else p for p in prompts]
-        stops = list(dict.fromkeys([*_stop_ids(model, tokenizer), *stop_ids]))
+        stops = list(dict.fromkeys([*declared_ends(model, tokenizer), *stop_ids]))
         return _Task(view_of(model), tokenizer, rows, config, stops)
 
     def pieces(
@@ -242,7 +242,7 @@ def _check_of_codes(config: WritingConfig) -> None:
         raise UserError(f"{foreign[0]}: a model with open codes draws its ids part by part; leave it out")
 
 
-def _stop_ids(model: PreTrainedModel, tokenizer: Tokenizer) -> list[int]:
+def declared_ends(model: PreTrainedModel, tokenizer: Tokenizer) -> list[int]:
     """The tokenizer's end of text first, then the further ends that the model declares (chat models have several)."""
     declared = model.generation_config.eos_token_id
     declared = declared if isinstance(declared, list) else [declared]

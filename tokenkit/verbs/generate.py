@@ -102,11 +102,6 @@ def prepared(run: GenerateRun) -> Generation:
     return Generation(prompts, shown, task | {"prompts": rows, "stop_ids": end_of_turn_ids(tokenizer)}, tally)
 
 
-def continue_prompts(run: GenerateRun) -> list[str]:
-    """Each prompt with its continuation; asked as a user, the answer alone."""
-    return prepared(run).texts(run.output)
-
-
 def _prompts(run: GenerateRun) -> list[str]:
     lines: list[str] = []
     if run.prompts_file is not None:

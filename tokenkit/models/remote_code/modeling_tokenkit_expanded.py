@@ -69,8 +69,8 @@ class TokenkitExpandedForCausalLM(PreTrainedModel, GenerationMixin):
         return self.body.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """The hook that adds the old rows stays on the module it was put on."""
-        raise NotImplementedError("the vocabulary of this model is the bytes; it cannot be changed")
+        """ValueError: the old rows are added by a hook on the module that is there."""
+        raise ValueError("the vocabulary of this model is the bytes; to change it, take the model in base/")
 
     def get_output_embeddings(self) -> nn.Module:
         """The body's head."""
