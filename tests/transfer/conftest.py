@@ -67,3 +67,9 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]
         "marked": marked(folder / "marked", 400),
         "byte": load_tokenizer("byte"),
     }
+
+
+@pytest.fixture(scope="session")
+def corpus() -> list[str]:
+    """The texts that they were trained on."""
+    return list(CORPUS)

@@ -15,9 +15,11 @@ from transformers import (
 
 from tokenkit.config import UserError
 from tokenkit.tokenizers.base import Tokenizer
-from tokenkit.transfer import INITIALIZERS
 from tokenkit.transfer.apply import transfer_model
-from tokenkit.transfer.plan import plan_transfer
+from tokenkit.transfer.evidence import Evidence
+from tokenkit.transfer.initialize import Choice, all_rows
+from tokenkit.transfer.plan import Side, plan_transfer
+from tokenkit.transfer.rows import TensorRows
 
 
 def tiny(rows: int, **options: object) -> LlamaForCausalLM:
@@ -53,7 +55,9 @@ def test_tied_stays_tied_unless_asked(tokenizers: dict[str, Tokenizer], untie: b
     plan = plan_transfer(source, target, source_rows=len(old))
     assert report.tied is not untie
     assert model.config.tie_word_embeddings is not untie
-    expected = INITIALIZERS["fvt"].fn(old, plan, side="input"), INITIALIZERS["fvt"].fn(old, plan, side="head")
+    matrix, known = TensorRows(old), Evidence(source, target)
+    sides: tuple[Side, Side] = ("input", "head")
+    expected = [all_rows(Choice().maker(side, matrix, plan, known), matrix, plan, len(plan)) for side in sides]
     assert torch.equal(model.get_input_embeddings().weight, expected[0])
     assert torch.equal(model.get_output_embeddings().weight, expected[1 if untie else 0])
     model.tie_weights()
@@ -86,7 +90,7 @@ def test_transfer_leaves_the_random_state_alone_and_depends_on_the_seed_only(
         model = tiny(200)
         torch.manual_seed(len(weights))
         state = torch.get_rng_state()
-        transfer_model(model, source, target, seed=7, pad_to_multiple_of=8)
+        transfer_model(model, source, target, Choice(seed=7), pad_to_multiple_of=8)
         assert torch.equal(torch.get_rng_state(), state)
         weights.append(model.get_input_embeddings().weight)
     assert torch.equal(*weights)
@@ -126,7 +130,7 @@ def test_a_nested_text_configuration_is_updated(tokenizers: dict[str, Tokenizer]
 
 def test_unknown_initialisers_are_one_line(tokenizers: dict[str, Tokenizer]) -> None:
     one = tokenizers["small"]
-    with pytest.raises(UserError, match="'focus' is unknown; write one of fvt, mean"):
-        transfer_model(tiny(one.vocab_size), one, one, initializer="focus")
+    with pytest.raises(UserError, match="'focal' is unknown; write one of "):
+        transfer_model(tiny(one.vocab_size), one, one, Choice("focal"))
     with pytest.raises(UserError, match="pad_to_multiple_of: 0"):
         transfer_model(tiny(one.vocab_size), one, one, pad_to_multiple_of=0)

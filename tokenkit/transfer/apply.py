@@ -1,6 +1,8 @@
 """A model moved to another tokenizer: new embedding rows, new output rows, new ids in its configuration."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
@@ -12,8 +14,13 @@ from tokenkit.models.expand import expansion_of
 from tokenkit.models.load import head_matrix, input_matrix, output_head, quiet, write_token_ids
 from tokenkit.tokenizers.autoencoder.learned import LearnedTokenizer
 from tokenkit.tokenizers.base import Tokenizer
-from tokenkit.transfer import INITIALIZERS
-from tokenkit.transfer.plan import Side, plan_transfer
+from tokenkit.transfer.evidence import Evidence
+from tokenkit.transfer.initialize import Choice, all_rows, origins
+from tokenkit.transfer.mixture import pieces_mixture
+from tokenkit.transfer.plan import Override, Side, TransferPlan, plan_transfer
+from tokenkit.transfer.rows import Rows, TensorRows
+
+FVT = Choice()
 
 
 @dataclass(frozen=True)
@@ -21,47 +28,53 @@ class TransferReport:
     """What a transfer did: counts per kind of row, rows before and after, and whether input and head are one matrix."""
 
     initializer: str
+    head_initializer: str | None
     source: str
     target: str
     source_rows: int
     rows: int
     tied: bool
     plan: dict[str, int | float]
+    origins: dict[str, dict[str, int]]
+    """Per side, how many rows were made in which way; see `Origin`."""
 
 
 def transfer_model(
     model: PreTrainedModel,
     source: Tokenizer,
     target: Tokenizer,
+    choice: Choice = FVT,
     *,
-    initializer: str = "fvt",
-    seed: int = 0,
+    evidence: Evidence | None = None,
+    override: Override = MappingProxyType({}),
+    kept: Mapping[int, int] | None = None,
     pad_to_multiple_of: int = 1,
     untie: bool = False,
 ) -> TransferReport:
     """Gives the model, in place, one row per id of the target tokenizer, rounded up to the multiple.
 
     A tied model stays tied and takes the input side of the plan; `untie` gives it an output matrix of its own.
+    `override` and `kept` are those of `plan_transfer`.
     """
     if expansion_of(model) is not None:
         raise UserError("transfer: the model's inputs are expanded with an older tokenizer's tokens; take its base/")
-    if isinstance(target, LearnedTokenizer) and target.codec.layout.num_codes:
-        raise UserError(f"transfer: the codes of {target.name} have no rows; take the compact form of the tokenizer")
-    if initializer not in INITIALIZERS:
-        raise UserError(f"initializer: {initializer!r} is unknown; write one of {', '.join(INITIALIZERS)}")
-    if pad_to_multiple_of < 1:
-        raise UserError(f"pad_to_multiple_of: {pad_to_multiple_of}, where a whole number from 1 is needed")
+    check_target(target, pad_to_multiple_of)
     embedding, head = input_matrix(model), head_matrix(model)
     source_rows, bias, tied = len(embedding), output_head(model).bias, head is embedding
-    plan = plan_transfer(source, target, source_rows=min(source_rows, len(head)))
-    size = -(-target.vocab_size // pad_to_multiple_of) * pad_to_multiple_of
+    plan = plan_transfer(source, target, source_rows=min(source_rows, len(head)), override=override, kept=kept)
+    size = padded_size(target.vocab_size, pad_to_multiple_of)
+    known = evidence or Evidence(source, target, model=model)
+    report: dict[str, dict[str, int]] = {}
 
-    def rows(old: Float[Tensor, "V D"], side: Side) -> Float[Tensor, "W D"]:
-        return _padded(INITIALIZERS[initializer].fn(old, plan, side=side, seed=seed), old[: plan.source_vocab], size)
+    def rows(old: Tensor, side: Side) -> Float[Tensor, "W D"]:
+        matrix = TensorRows(old.detach())
+        maker = choice.maker(side, matrix, plan, known)
+        report[side] = origins(maker)
+        return all_rows(maker, matrix, plan, size)
 
-    new_input = rows(embedding.detach(), "input")
-    new_head = None if tied and not untie else rows(head.detach(), "head")
-    new_bias = None if bias is None else rows(bias.detach()[:, None], "head")[:, 0]
+    new_input = rows(embedding, "input")
+    new_head = None if tied and not untie else rows(head, "head")
+    new_bias = None if bias is None else _biases(TensorRows(bias.detach()[:, None]), plan, choice.seed, size)
     if tied and untie:
         _untie(model)
     with torch.random.fork_rng([]), quiet(), torch.no_grad():
@@ -72,13 +85,27 @@ def transfer_model(
         if new_bias is not None:
             output_head(model).bias.copy_(new_bias)
     write_token_ids(model, target)
-    return TransferReport(initializer, source.name, target.name, source_rows, size, new_head is None, plan.describe())
+    names = choice.initializer, None if new_head is None else choice.of("head")
+    pair, tied = (source.name, target.name), new_head is None
+    return TransferReport(*names, *pair, source_rows, size, tied, plan.describe(), report)
 
 
-def _padded(rows: Float[Tensor, "W D"], old: Float[Tensor, "V D"], size: int) -> Float[Tensor, "R D"]:
-    """`rows` with mean source rows below them: a padding row then never has the largest logit of all."""
-    mean = old.mean(0, dtype=torch.promote_types(old.dtype, torch.float32)).to(rows.dtype)
-    return torch.cat([rows, mean.expand(size - len(rows), -1)])
+def check_target(target: Tokenizer, pad_to_multiple_of: int) -> None:
+    """UserError where there can be no row per id."""
+    if isinstance(target, LearnedTokenizer) and target.codec.layout.num_codes:
+        raise UserError(f"transfer: the codes of {target.name} have no rows; take the compact form of the tokenizer")
+    if pad_to_multiple_of < 1:
+        raise UserError(f"pad_to_multiple_of: {pad_to_multiple_of}, where a whole number from 1 is needed")
+
+
+def padded_size(vocab_size: int, multiple: int) -> int:
+    """Rows of a vocabulary that is rounded up."""
+    return -(-vocab_size // multiple) * multiple
+
+
+def _biases(source: Rows, plan: TransferPlan, seed: int, size: int) -> Float[Tensor, "R"]:
+    maker = pieces_mixture(source, plan, "head", seed=seed)
+    return all_rows(maker, source, plan, size)[:, 0]
 
 
 def _untie(model: PreTrainedModel) -> None:

@@ -1,14 +1,15 @@
 """Which source rows make the row of each target token. Special tokens go by role, all others by their bytes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt8
+from jaxtyping import Bool, Int32, Int64, UInt8
 from numpy import ndarray
 
 from tokenkit.config import UserError
@@ -26,6 +27,7 @@ class Kind(IntEnum):
     FALLBACK = 3  # not text on its own (part of a character): the longest source tokens that spell the bytes
     DRAWN = 4  # the source cannot spell the bytes: a random row like the source's
     UNREACHABLE = 5  # no token has this id: the mean source row
+    OVERRIDDEN = 6  # source tokens named by hand
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +42,9 @@ class TransferPlan:
     pieces: Int32[ndarray, "P"]
     head_pieces: Int32[ndarray, "P"]
     offsets: Int64[ndarray, "W+1"]
+    special: Bool[ndarray, "W"]  # special tokens of the target, also those that only a random row can stand for
     source_vocab: int  # rows of the source that stand for a token id: what means and draws are taken over
+    by_rule: Bool[ndarray, "W"]  # digits, and runs of white space: made of their pieces whatever makes other rows
 
     def __len__(self) -> int:
         return len(self.kinds)
@@ -53,6 +57,18 @@ class TransferPlan:
     def side(self, side: Side) -> Int32[ndarray, "P"]:
         """The source ids for the input embedding or for the output matrix."""
         return self.pieces if side == "input" else self.head_pieces
+
+    @cached_property
+    def free(self) -> Int64[ndarray, "F"]:
+        """The target ids whose rows an initialiser makes: ordinary tokens that the source does not have."""
+        made = np.isin(self.kinds, (Kind.AVERAGED, Kind.FALLBACK, Kind.DRAWN)) & ~self.by_rule
+        return np.flatnonzero(made & ~self.special)
+
+    @cached_property
+    def anchors(self) -> tuple[Int64[ndarray, "A"], Int64[ndarray, "A"]]:
+        """Target ids of ordinary tokens that the source has with the same bytes, and the source ids of those."""
+        ids = np.flatnonzero((self.kinds == Kind.COPIED) & (self.lengths == 1))
+        return ids, self.pieces[self.offsets[:-1][ids]].astype(np.int64)
 
     def describe(self) -> dict[str, int | float]:
         """Counts per kind, the share of target tokens with an exact counterpart, and pieces per averaged token."""
@@ -67,33 +83,105 @@ class TransferPlan:
         }
 
 
-def plan_transfer(source: Tokenizer, target: Tokenizer, *, source_rows: int) -> TransferPlan:
-    """The plan for a source model with `source_rows` embedding rows; ids beyond them are never used."""
+Override = Mapping[str, str | int]
+
+
+def plan_transfer(
+    source: Tokenizer,
+    target: Tokenizer,
+    *,
+    source_rows: int,
+    override: Override = MappingProxyType({}),
+    kept: Mapping[int, int] | None = None,
+) -> TransferPlan:
+    """The plan for a source model with `source_rows` embedding rows; ids beyond them are never used.
+
+    `override` names source text by target tokens, and goes before everything else. `kept` are ids of a target that was
+    made of the source, target id → source id: those tokens keep their rows, whatever others are spelled alike.
+    """
     vocab = min(source_rows, source.vocab_size)
-    if source.fingerprint == target.fingerprint:
+    if source.fingerprint == target.fingerprint and not override and kept is None:
         return _identity(target, vocab)
     spell = _Speller(source, vocab)
-    kinds = np.full(target.vocab_size, Kind.UNREACHABLE, np.uint8)
-    chosen: list[list[int]] = [[]] * target.vocab_size
-    rest: list[int] = []
+    chosen = _ordinary(target, spell, {} if kept is None else {i: one for i, one in kept.items() if one < vocab})
+    for i, pieces in _special_pieces(source, target, spell).items():
+        if i not in chosen or chosen[i][0] != Kind.COPIED:
+            chosen[i] = (Kind.SPECIAL, pieces) if pieces else (Kind.DRAWN, [])
+    roles = {side: _role_sources(source, target, vocab, side) for side in ("input", "head")}
+    chosen |= {i: (Kind.SPECIAL, [role_source]) for i, role_source in roles["input"].items()}
+    by_hand = _overridden(source, target, spell, override)
+    chosen |= {i: (Kind.OVERRIDDEN, pieces) for i, pieces in by_hand.items()}
+    return _plan(target, vocab, chosen, {i: one for i, one in roles["head"].items() if i not in by_hand})
+
+
+def _ordinary(target: Tokenizer, spell: "_Speller", kept: Mapping[int, int]) -> dict[int, tuple[Kind, list[int]]]:
+    chosen: dict[int, tuple[Kind, list[int]]] = {i: (Kind.COPIED, [one]) for i, one in kept.items()}
+    rest = []
     for i, spelling in enumerate(target.token_bytes):
         if spelling in spell.by_bytes:
-            kinds[i], chosen[i] = Kind.COPIED, [spell.by_bytes[spelling]]
-        elif spelling:
+            chosen.setdefault(i, (Kind.COPIED, [spell.by_bytes[spelling]]))
+        elif spelling and i not in chosen:
             rest.append(i)
-    for i, (kind, pieces) in zip(rest, spell.split([target.token_bytes[i] for i in rest]), strict=True):
-        kinds[i], chosen[i] = kind, pieces
-    roles = {side: _role_sources(source, target, vocab, side) for side in ("input", "head")}
-    for i, pieces in _special_pieces(source, target, spell).items():
-        kinds[i], chosen[i] = (Kind.SPECIAL, pieces) if pieces else (Kind.DRAWN, [])
-    for i, role_source in roles["input"].items():
-        kinds[i], chosen[i] = Kind.SPECIAL, [role_source]
-    offsets = np.fromiter(accumulate(map(len, chosen), initial=0), np.int64, target.vocab_size + 1)
-    pieces = np.fromiter((p for group in chosen for p in group), np.int32, int(offsets[-1]))
+    return chosen | dict(zip(rest, spell.split([target.token_bytes[i] for i in rest]), strict=True))
+
+
+def _plan(
+    target: Tokenizer, vocab: int, chosen: Mapping[int, tuple[Kind, list[int]]], head: Mapping[int, int]
+) -> TransferPlan:
+    size = target.vocab_size
+    nothing: tuple[Kind, list[int]] = (Kind.UNREACHABLE, [])
+    found = [chosen.get(i, nothing) for i in range(size)]
+    kinds = np.array([kind for kind, _ in found], np.uint8)
+    offsets = np.fromiter(accumulate((len(group) for _, group in found), initial=0), np.int64, size + 1)
+    pieces = np.fromiter((p for _, group in found for p in group), np.int32, int(offsets[-1]))
     head_pieces = pieces.copy()
-    for i, role_source in roles["head"].items():
+    for i, role_source in head.items():
         head_pieces[offsets[i]] = role_source
-    return TransferPlan(kinds, pieces, head_pieces, offsets, vocab)
+    return TransferPlan(kinds, pieces, head_pieces, offsets, _special(target), vocab, _by_rule(target))
+
+
+def _special(target: Tokenizer) -> Bool[ndarray, "W"]:
+    found = np.zeros(target.vocab_size, bool)
+    found[[i for i in target.special_ids if i < target.vocab_size]] = True
+    return found
+
+
+def _by_rule(target: Tokenizer) -> Bool[ndarray, "W"]:
+    """Tokens that are digits, with a space before them or not, or nothing but white space."""
+    return np.array([_is_number_or_space(spelling) for spelling in target.token_bytes], bool)
+
+
+def _is_number_or_space(spelling: bytes) -> bool:
+    return bool(spelling) and (not spelling.strip() or spelling.removeprefix(b" ").isdigit())
+
+
+def _overridden(source: Tokenizer, target: Tokenizer, spell: "_Speller", override: Override) -> dict[int, list[int]]:
+    """Source ids for the target tokens that are named by hand; UserError for what neither side has."""
+    by_bytes: dict[bytes, list[int]] = {}
+    for i, spelling in enumerate(target.token_bytes):
+        if spelling:
+            by_bytes.setdefault(spelling, []).append(i)
+    found: dict[int, list[int]] = {}
+    for token, wanted in override.items():
+        special = target.special_tokens.get(token)
+        ids = [special] if special is not None else by_bytes.get(token.encode(), [])
+        if not ids:
+            raise UserError(f"override: {token!r} is no token of {target.name}; write the text of one as it is spelled")
+        pieces = _named(source, spell, wanted)
+        if not pieces:
+            raise UserError(f"override.{token}: {source.name} has no row for {wanted!r}; write another of its tokens")
+        found |= dict.fromkeys(ids, pieces)
+    return found
+
+
+def _named(source: Tokenizer, spell: "_Speller", wanted: str | int) -> list[int]:
+    """The source ids that a text, or an id, stands for; none where there is no row."""
+    if isinstance(wanted, int):
+        return [wanted] if 0 <= wanted < spell.vocab else []
+    special = source.special_tokens.get(wanted)
+    if special is not None:
+        return [special] if special < spell.vocab else []
+    return spell.split([wanted.encode()])[0][1]
 
 
 def _identity(tokenizer: Tokenizer, vocab: int) -> TransferPlan:
@@ -105,7 +193,7 @@ def _identity(tokenizer: Tokenizer, vocab: int) -> TransferPlan:
             kinds[i] = Kind.COPIED if spelling else Kind.SPECIAL
     own = np.flatnonzero(kinds != Kind.UNREACHABLE).astype(np.int32)
     offsets = np.concatenate([[0], np.cumsum(kinds != Kind.UNREACHABLE)]).astype(np.int64)
-    return TransferPlan(kinds, own, own, offsets, vocab)
+    return TransferPlan(kinds, own, own, offsets, _special(tokenizer), vocab, _by_rule(tokenizer))
 
 
 class _Speller:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from tokenkit.config import UserError
 from tokenkit.data.batch import read_training_rows
 from tokenkit.data.example import Row, Window
 from tokenkit.data.records import TOKENIZER, Record
+from tokenkit.data.source import read_documents
 from tokenkit.models.expand import attach_expansion, old_inputs
 from tokenkit.models.generate import generate
 from tokenkit.models.load import head_matrix, input_matrix, output_head
@@ -25,11 +27,12 @@ from tokenkit.tokenizers.base import Tokenizer, require_lossless
 from tokenkit.tokenizers.bytelevel import ByteTokenizer
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.train.schema import TrainConfig
-from tokenkit.transfer.apply import TransferReport, transfer_model
+from tokenkit.transfer.apply import TransferReport
 from tokenkit.verbs.device import pick_device
 from tokenkit.verbs.distill_run import DistillRun
 from tokenkit.verbs.model import load_pair
 from tokenkit.verbs.sides import Sides
+from tokenkit.verbs.transfer import transferred
 
 CALIBRATION_ROWS = 16  # of the training text, on which pruning and norms of ternary layers are measured
 
@@ -79,7 +82,8 @@ def _student(
         built = build_student(model, run.student, seed=run.train.seed, calibration=calibration)
         model, made["student"] = built.model, built.report
     old = old_inputs(model, source.token_bytes) if run.expand_inputs else None
-    report = transfer_model(model, source, target, **run.transfer.model_dump()) if target else None
+    texts = partial(read_documents, run.data.source)
+    report = transferred(run.transfer, model, source, target, texts) if target else None
     if old is not None:
         attach_expansion(model, *old)
     if run.ternary is not None:
