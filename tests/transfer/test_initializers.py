@@ -48,7 +48,9 @@ def test_the_folder_is_the_registry() -> None:
 @EVERY
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("names", ["small large", "large one_role", "marked small", "byte marked", "small small"])
-def test_contract(tokenizers: dict[str, Tokenizer], corpus: list[str], one: Initializer, dtype: torch.dtype, names: str) -> None:
+def test_contract(
+    tokenizers: dict[str, Tokenizer], corpus: list[str], one: Initializer, dtype: torch.dtype, names: str
+) -> None:
     """Shape, type, finite, the same twice, copies and special rows exact, the source untouched, origins told."""
     source, target = (tokenizers[name] for name in names.split())
     plan = plan_transfer(source, target, source_rows=source.vocab_size)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tokenkit.config import UserError
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.transfer.plan import Kind, TransferPlan, plan_transfer
@@ -150,3 +151,56 @@ def test_real_pairs_agree_with_recorded_values_corrected(shared: Path, pair: str
         assert plan.kinds[i] == Kind.FALLBACK
         assert pieces[i] == single or len(pieces[i]) < len(single)  # longer tokens of the source where it has them
         assert b"".join(source.token_bytes[p] for p in pieces[i]) == target.token_bytes[i]
+
+
+@pytest.mark.parametrize(
+    ("source_name", "target_name", "wanted"),
+    [
+        ("llama3", "qwen2", {"<|im_start|>": ["<|start_header_id|>"]}),
+        ("qwen2", "llama3", {"<|start_header_id|>": ["<|im_start|>"], "<|end_header_id|>": ["\n"]}),
+    ],
+)
+def test_what_begins_and_ends_a_turn_goes_by_its_part(
+    shared: Path, source_name: str, target_name: str, wanted: dict[str, list[str]]
+) -> None:
+    """Only special tokens take a row for their part: the newline that heads a turn in one family stays a newline."""
+    source, target = (load_tokenizer(str(shared / "data/tokenizers" / name)) for name in (source_name, target_name))
+    plan = plan_transfer(source, target, source_rows=source.vocab_size)
+    for token, literals in wanted.items():
+        ids = [source.special_tokens.get(one) for one in literals]
+        expected = [source.encode(one).ids[0] if i is None else i for one, i in zip(literals, ids, strict=True)]
+        assert group(plan, target.special_tokens[token]) == expected
+    newline = target.token_bytes.index(b"\n")
+    assert source.token_bytes[group(plan, newline)[0]] == b"\n"
+
+
+def test_rows_by_hand_go_before_everything(tokenizers: dict[str, Tokenizer]) -> None:
+    source, target = tokenizers["small"], tokenizers["large"]
+    turn, the = target.special_tokens["<|turn|>"], target.token_bytes.index(b"t")
+    override = {"<|turn|>": "<|e|>", "t": "cat", " ": 40}
+    plan = plan_transfer(source, target, source_rows=source.vocab_size, override=override)
+    assert group(plan, turn) == [source.eos_id]
+    assert group(plan, the) == source.encode("cat").ids.tolist()
+    assert group(plan, target.token_bytes.index(b" ")) == [40]
+    assert {Kind.OVERRIDDEN} == set(plan.kinds[[turn, the]])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [({"no such token": "a"}, "no such token"), ({"t": 10_000}, "no row for 10000")],
+)
+def test_overrides_of_nothing_are_one_line(
+    tokenizers: dict[str, Tokenizer], override: dict[str, str | int], message: str
+) -> None:
+    source, target = tokenizers["small"], tokenizers["large"]
+    with pytest.raises(UserError, match=message):
+        plan_transfer(source, target, source_rows=source.vocab_size, override=override)
+
+
+def test_digits_and_white_space_are_never_an_initialisers(tokenizers: dict[str, Tokenizer]) -> None:
+    source, target = tokenizers["byte"], tokenizers["large"]
+    plan = plan_transfer(source, target, source_rows=source.vocab_size)
+    spellings = [target.token_bytes[i] for i in np.flatnonzero(plan.by_rule)]
+    assert {b"1", b"\n", b" "} <= set(spellings)
+    assert all(not spelling.strip() or spelling.strip().isdigit() for spelling in spellings)
+    assert not set(plan.free.tolist()) & set(np.flatnonzero(plan.by_rule).tolist())

@@ -15,6 +15,8 @@ from typing import Any
 
 MACHINERY = (  # files of this folder that are no initialiser
     "plan",
+    "spelling",
+    "specials",
     "rows",
     "mixture",
     "evidence",

@@ -4,8 +4,10 @@ import numpy as np
 
 from tokenkit.transfer import initializer
 from tokenkit.transfer.mixture import Mixture, pieces_mixture
-from tokenkit.transfer.plan import Kind, Side, TransferPlan
+from tokenkit.transfer.plan import TransferPlan
 from tokenkit.transfer.rows import Rows
+from tokenkit.transfer.specials import Side
+from tokenkit.transfer.spelling import Kind
 
 
 @initializer(copies=False)

@@ -15,8 +15,10 @@ from jaxtyping import Float, Float32, Int32, Int64, UInt8
 from numpy import ndarray
 from torch import Tensor
 
-from tokenkit.transfer.plan import Kind, Side, TransferPlan
+from tokenkit.transfer.plan import TransferPlan
 from tokenkit.transfer.rows import Known, Rows
+from tokenkit.transfer.specials import Side
+from tokenkit.transfer.spelling import Kind
 
 
 class Origin(IntEnum):
