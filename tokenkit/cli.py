@@ -43,11 +43,17 @@ def pretrain(words: Words = None, dry_run: DryRun = False, resume: Resume = Fals
 
 
 @app.command()
-def transfer(words: Words = None, dry_run: DryRun = False) -> None:
+def transfer(
+    words: Words = None,
+    reverse: Annotated[
+        bool, typer.Option("--reverse", help="MODEL OUTPUT: give a model the tokenizer back that it had.")
+    ] = False,
+    dry_run: DryRun = False,
+) -> None:
     """Give a model another tokenizer, zero-shot: no training."""
-    from tokenkit.verbs.transfer import TransferRun, transfer
+    from tokenkit.verbs.transfer import TransferRun, reverse_words, transfer
 
-    run = load(TransferRun, words or [])
+    run = load(TransferRun, reverse_words(words or []) if reverse else words or [])
     if not shown(run, dry_run):
         print_values(transfer(run))
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tokenkit.config import UserError
 from tokenkit.tokenizers.base import Tokenizer
@@ -24,12 +25,22 @@ def rows_for(source: Tokenizer, extra: int = 0, dtype: torch.dtype = torch.float
     return torch.randn(source.vocab_size + extra, WIDTH, generator=torch.Generator().manual_seed(5)).to(dtype)
 
 
-def evidence_for(source: Tokenizer, target: Tokenizer, texts: list[str]) -> Evidence:
-    """A donor whose last ids have no row, and a little text."""
+def model_of(rows: torch.Tensor) -> LlamaForCausalLM:
+    """A tiny model with these embedding rows."""
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=len(rows), tie_word_embeddings=True, **sizes)).to(rows.dtype)
+    model.get_input_embeddings().weight.data.copy_(rows)
+    return model
+
+
+def evidence_for(source: Tokenizer, target: Tokenizer, texts: list[str], old: torch.Tensor) -> Evidence:
+    """A donor whose last ids have no row, a little text, and a model."""
     sides: tuple[Side, Side] = ("input", "head")
     generator = torch.Generator().manual_seed(1)
     drawn = {side: torch.randn(target.vocab_size - 2, 6, generator=generator) for side in sides}
-    return Evidence(source, target, {s: TensorRows(rows) for s, rows in drawn.items()}, Texts(texts))
+    return Evidence(source, target, {s: TensorRows(rows) for s, rows in drawn.items()}, Texts(texts), model_of(old))
 
 
 def made(
@@ -54,8 +65,8 @@ def test_contract(
     """Shape, type, finite, the same twice, copies and special rows exact, the source untouched, origins told."""
     source, target = (tokenizers[name] for name in names.split())
     plan = plan_transfer(source, target, source_rows=source.vocab_size)
-    old, evidence = rows_for(source, dtype=dtype), evidence_for(source, target, corpus)
-    kept = old.clone()
+    old = rows_for(source, dtype=dtype)
+    kept, evidence = old.clone(), evidence_for(source, target, corpus, old)
     for side in ("input", "head"):
         new = made(one.name, old, plan, side, evidence, seed=3)
         assert new.shape == (target.vocab_size, WIDTH)

@@ -4,7 +4,7 @@ A projection onto orthonormal directions never lengthens a difference. So rows t
 few well-chosen directions need not be compared in all of them, and nothing is missed.
 """
 
-import math
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -64,10 +64,9 @@ def find_duplicates(rows: Rows, *, cosine: float = 0.999, seed: int = 0) -> Fami
         found = _among_leaders(rows, units, projected, leaders, screened, cosine, limit)
         found = _within(units, found, ids, cosine)
         leader[ids] = np.where(found < 0, ids, found)
-        new = np.flatnonzero(found < 0)
-        usable = new[units[torch.from_numpy(new)].isfinite().all(1).numpy() & (units[new].norm(dim=1) > 0.5).numpy()]
-        leaders = np.concatenate([leaders, ids[usable]])
-        screened = torch.cat([screened, projected[torch.from_numpy(usable)]])
+        new = np.flatnonzero((found < 0) & (units.norm(dim=1) > 0.5).numpy())  # those without a direction lead none
+        leaders = np.concatenate([leaders, ids[new]])
+        screened = torch.cat([screened, projected[torch.from_numpy(new)]])
     return Families(leader[exact], exact)
 
 
@@ -80,14 +79,8 @@ def _exact(rows: Rows) -> Int64[ndarray, "V"]:
     for ids in _parts(np.arange(size), step):
         block = (rows.gather(ids) + 0.0).cpu().numpy()  # -0.0 is 0.0
         for i, row in zip(ids.tolist(), block):
-            first[i] = seen.setdefault(_digest(row.tobytes()), i)
+            first[i] = seen.setdefault(hashlib.blake2b(row.tobytes(), digest_size=16).digest(), i)
     return first
-
-
-def _digest(content: bytes) -> bytes:
-    import hashlib
-
-    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _parts(ids: Int64[ndarray, "N"], size: int) -> Iterator[Int64[ndarray, "M"]]:
@@ -150,8 +143,3 @@ def _within(
             followers = np.flatnonzero(near[row])
             found[followers] = np.where(found[followers] < 0, ids[row], found[followers])
     return found
-
-
-def angle(cosine: float) -> float:
-    """The angle of a cosine, in degrees."""
-    return math.degrees(math.acos(max(-1.0, min(1.0, cosine))))

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreT
 from tokenkit.config import UserError
 from tokenkit.export.verify import verify_huggingface
 from tokenkit.models.generate import empty_ids
-from tokenkit.models.load import input_matrix, quiet
+from tokenkit.models.load import input_matrix, quiet, stock_ids
 from tokenkit.models.lora import adapters, merge_lora
 from tokenkit.tokenizers.base import Tokenizer
 
@@ -94,11 +94,7 @@ def _write_model(
 def write_settings(model: PreTrainedModel, config: PreTrainedConfig, tokenizer: Tokenizer, folder: Path) -> None:
     """Writes `config` with the tokenizer's ids, and the model's settings of generation with them."""
     generation = copy.deepcopy(model.generation_config)
-    ids = {
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": _stops(generation, tokenizer),
-        "pad_token_id": tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id,
-    }
+    ids = {**stock_ids(tokenizer), "eos_token_id": _stops(generation, tokenizer)}
     for part in (config, config.get_text_config(), generation):
         for name, value in ids.items():
             setattr(part, name, value)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -19,23 +18,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from tokenkit.config import UserError, parse_yaml
 from tokenkit.models.load import quiet
 from tokenkit.models.shape import BAD_VALUES, new_config, reason
+from tokenkit.models.tensor_files import read_header
 
 Kind = Literal["trainable", "frozen", "tied duplicate", "persistent buffer", "non-persistent buffer"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-DTYPES = {  # of a safetensors header: the name in torch, bytes per element
-    "F64": ("float64", 8),
-    "F32": ("float32", 4),
-    "F16": ("float16", 2),
-    "BF16": ("bfloat16", 2),
-    "F8_E4M3": ("float8_e4m3fn", 1),
-    "F8_E5M2": ("float8_e5m2", 1),
-    "I64": ("int64", 8),
-    "I32": ("int32", 4),
-    "I16": ("int16", 2),
-    "I8": ("int8", 1),
-    "U8": ("uint8", 1),
-    "BOOL": ("bool", 1),
-}
 Headers = dict[str, tuple[tuple[int, ...], tuple[str, int]]]  # name: shape, (dtype, bytes per element)
 TABLES_OF_OLD_FILES = ("masked_bias", "inv_freq", "position_ids")  # buffers that files held once
 
@@ -263,13 +249,5 @@ def _read_config(path: Path) -> dict[str, Any] | None:
 
 def _headers(files: list[Path]) -> Headers:
     """Shape, type and bytes per element of every tensor of the files."""
-    found: Headers = {}
-    for path in files:
-        try:
-            with safe_open(path, framework="numpy") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                    part = tensors.get_slice(name)
-                    found[name] = tuple(part.get_shape()), DTYPES.get(part.get_dtype(), (part.get_dtype(), 1))
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: not a safetensors file ({str(error).splitlines()[0]})") from None
-    return found
+    entries = [entry for path in files for entry in read_header(path).entries]
+    return {entry.name: (entry.shape, (entry.torch_name, entry.itemsize)) for entry in entries}

@@ -120,11 +120,21 @@ def output_head(model: PreTrainedModel) -> nn.Linear:
     return head
 
 
+def token_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
+    """The ids that a configuration names."""
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+
+
+def stock_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
+    """The same for stock transformers, which wants a pad id: the end serves where there is none."""
+    found = token_ids(tokenizer)
+    return found if tokenizer.pad_id is not None else {**found, "pad_token_id": tokenizer.eos_id}
+
+
 def write_token_ids(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
     """Puts the ids of another tokenizer into a model's configuration, and takes those of the old one out."""
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     for config in (model.config, model.config.get_text_config(), model.generation_config):
-        for name, value in ids.items():
+        for name, value in token_ids(tokenizer).items():
             setattr(config, name, value)
     for name in STALE:
         setattr(model.generation_config, name, None)

@@ -25,6 +25,7 @@ MACHINERY = (  # files of this folder that are no initialiser
     "apply",
     "solver",
     "token_vectors",
+    "snippets",
     "shards",
     "stream",
     "delta",

@@ -61,6 +61,10 @@ def transfer_model(
     check_target(target, pad_to_multiple_of)
     embedding, head = input_matrix(model), head_matrix(model)
     source_rows, bias, tied = len(embedding), output_head(model).bias, head is embedding
+    if tied and not untie and choice.head_initializer is not None:
+        raise UserError(
+            "transfer.head_initializer: the model has one matrix for input and output; write transfer.untie=true too"
+        )
     plan = plan_transfer(source, target, source_rows=min(source_rows, len(head)), override=override, kept=kept)
     size = padded_size(target.vocab_size, pad_to_multiple_of)
     known = evidence or Evidence(source, target, model=model)
@@ -75,19 +79,29 @@ def transfer_model(
     new_input = rows(embedding, "input")
     new_head = None if tied and not untie else rows(head, "head")
     new_bias = None if bias is None else _biases(TensorRows(bias.detach()[:, None]), plan, choice.seed, size)
-    if tied and untie:
+    set_rows(model, new_input, new_head, new_bias)
+    write_token_ids(model, target)
+    names = choice.initializer, None if new_head is None else choice.of("head")
+    pair, tied = (source.name, target.name), new_head is None
+    return TransferReport(*names, *pair, source_rows, size, tied, plan.describe(), report)
+
+
+def set_rows(
+    model: PreTrainedModel,
+    new_input: Float[Tensor, "R D"],
+    new_head: Float[Tensor, "R D"] | None,
+    new_bias: Float[Tensor, "R"] | None = None,
+) -> None:
+    """Gives a model these matrices; a tied one that gets an output matrix is untied."""
+    if new_head is not None and head_matrix(model) is input_matrix(model):
         _untie(model)
     with torch.random.fork_rng([]), quiet(), torch.no_grad():
-        model.resize_token_embeddings(size, mean_resizing=False)
+        model.resize_token_embeddings(len(new_input), mean_resizing=False)
         input_matrix(model).copy_(new_input)
         if new_head is not None:
             head_matrix(model).copy_(new_head)
         if new_bias is not None:
             output_head(model).bias.copy_(new_bias)
-    write_token_ids(model, target)
-    names = choice.initializer, None if new_head is None else choice.of("head")
-    pair, tied = (source.name, target.name), new_head is None
-    return TransferReport(*names, *pair, source_rows, size, tied, plan.describe(), report)
 
 
 def check_target(target: Tokenizer, pad_to_multiple_of: int) -> None:

@@ -53,6 +53,6 @@ class Evidence:
 LACKING = {
     "donor": "rows of a model that has the target tokenizer; write transfer.donor=FOLDER",
     "texts": "text; write transfer.texts.path=FILE, or leave the text of the run to it",
-    "model": "the model in memory, and this transfer streams its weights; write transfer.in_memory=true",
+    "model": "the model in memory, and this transfer streams its weights; leave in_memory out",
     "hypernet": "a trained hypernetwork; write transfer.hypernet=FOLDER, of `tokenkit train-hypernet`",
 }

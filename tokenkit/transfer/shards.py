@@ -1,8 +1,6 @@
 """A checkpoint on disk as tensors that are read by rows: no weight is in memory that nobody asked for."""
 
 import json
-import os
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,28 +17,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from tokenkit.config import UserError
 from tokenkit.models.load import head_matrix, input_matrix, output_head, quiet
+from tokenkit.models.tensor_files import COPY_BYTES, DTYPES, Entry, Header, fill, read_bytes, read_header
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+FLOATS = ("F64", "F32", "F16", "BF16")
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-HEADER_LIMIT = 100_000_000  # bytes; what the format allows
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A tensor of a safetensors file: where its bytes lie."""
-
-    name: str
-    path: Path
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-    @property
-    def num_bytes(self) -> int:
-        """Size in the file."""
-        return self.end - self.begin
+WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.xz", "LICENSE*", "NOTICE*", "USE_POLICY*"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +31,10 @@ class FileRows:
     entry: Entry
 
     def __post_init__(self) -> None:
-        if self.entry.dtype not in DTYPES or not 1 <= len(self.entry.shape) <= 2:
+        if self.entry.dtype not in FLOATS or not 1 <= len(self.entry.shape) <= 2:
             raise UserError(
                 f"{self.entry.path}: {self.entry.name} is {self.entry.dtype} of shape {list(self.entry.shape)}; "
-                f"embeddings are read as {', '.join(DTYPES)} matrices, so take the model before it was quantised"
+                f"embeddings are read as {', '.join(FLOATS)} matrices, so take the model before it was quantised"
             )
 
     @property
@@ -75,11 +56,14 @@ class FileRows:
         """The rows of these ids, as they are stored."""
         distinct, place = np.unique(ids, return_inverse=True)
         buffer = np.empty((len(distinct), self.row_bytes), np.uint8)
-        with open(self.entry.path, "rb", buffering=0) as file:
-            for first, last in runs(distinct):
-                part = buffer[first:last].reshape(-1).data
-                _read(file.fileno(), part, self.entry.begin + int(distinct[first]) * self.row_bytes, self.entry)
-        rows = torch.from_numpy(buffer).view(self.dtype)
+        try:
+            with open(self.entry.path, "rb", buffering=0) as file:
+                for first, last in runs(distinct):
+                    part = buffer[first:last].reshape(-1).data
+                    fill(file.fileno(), part, self.entry.begin + int(distinct[first]) * self.row_bytes, self.entry)
+        except OSError as error:
+            raise UserError(f"{self.entry.path}: cannot be read ({error.strerror}); fetch it again") from None
+        rows = torch.from_numpy(buffer.reshape(-1)).view(self.dtype).reshape(len(distinct), self.shape[1])
         return rows if len(ids) == len(distinct) and np.array_equal(ids, distinct) else rows[torch.from_numpy(place)]
 
     def gather(self, ids: Int64[ndarray, "N"]) -> Float[Tensor, "N D"]:
@@ -90,10 +74,11 @@ class FileRows:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A folder of a causal language model: its configuration, and where each tensor lies."""
+    """A folder of a causal language model: its configuration, its files, and where each tensor lies."""
 
     folder: Path
     config: PreTrainedConfig
+    files: Mapping[Path, Header]
     entries: Mapping[str, Entry]
 
     @cached_property
@@ -108,16 +93,22 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Tables:
-    """Names, as the files have them, of the input embedding, the output matrix where it is one of its own, its bias."""
+    """Names, as the files have them, of the tensors with a row per id."""
 
     input: str
     head: str | None
+    """Of an output matrix of its own."""
     bias: str | None
+    twins: tuple[str, ...]
+    """Further copies of the input matrix: a head that is tied to it, and was stored all the same."""
+    input_name: str
+    head_name: str
+    """What input and output matrix are called where each is one of its own."""
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Those that there are."""
-        return tuple(name for name in (self.input, self.head, self.bias) if name is not None)
+    def tied(self) -> bool:
+        """Whether one matrix serves as both."""
+        return self.head is None
 
 
 def local_folder(source: str, revision: str | None = None) -> Path:
@@ -128,8 +119,7 @@ def local_folder(source: str, revision: str | None = None) -> Path:
     if folder.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
         raise UserError(f"{source}: no such folder; write the folder of a Hugging Face model, or a hub id owner/name")
     try:
-        wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-        return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(source, revision=revision, allow_patterns=WANTED))
     except (OSError, ValueError) as error:
         raise UserError(f"{source}: neither a folder nor a model that the hub gives: {_first(error)}") from None
 
@@ -142,8 +132,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'}: no configuration that can be used: {_first(error)}") from None
-    entries = {entry.name: entry for path in weight_files(folder) for entry in read_header(path)}
-    return Checkpoint(folder, config, entries)
+    files = {path: read_header(path) for path in weight_files(folder)}
+    return Checkpoint(folder, config, files, {e.name: e for header in files.values() for e in header.entries})
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -171,28 +161,6 @@ def read_index(path: Path) -> dict[str, Any]:
     raise UserError(f"{path}: no index of a sharded checkpoint; take a complete checkpoint")
 
 
-def read_header(path: Path) -> list[Entry]:
-    """The tensors of a safetensors file, in the order of their bytes; UserError where the file is damaged or cut."""
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            length = struct.unpack("<Q", file.read(8))[0]
-            if length > min(HEADER_LIMIT, size):
-                raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(length))
-        start = 8 + length
-        found = [
-            Entry(name, path, one["dtype"], tuple(one["shape"]), *(start + offset for offset in one["data_offsets"]))
-            for name, one in header.items()
-            if name != "__metadata__"
-        ]
-    except (struct.error, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a safetensors file ({_first(error)}); fetch it again") from None
-    if found and max(entry.end for entry in found) != size:
-        raise UserError(f"{path}: {size:,} bytes where its header says {max(e.end for e in found):,}; fetch it again")
-    return sorted(found, key=lambda entry: entry.begin)
-
-
 def runs(ids: Int64[ndarray, "N"]) -> Iterator[tuple[int, int]]:
     """Half-open ranges of places at which ascending ids follow each other without a gap."""
     if len(ids) == 0:
@@ -211,36 +179,55 @@ def on_meta(config: PreTrainedConfig, where: str) -> PreTrainedModel:
 
 
 def _tables(checkpoint: Checkpoint) -> Tables:
-    model = on_meta(checkpoint.config, str(checkpoint.folder))
-    input_name = _stored_name(checkpoint, model, input_matrix(model))
-    if input_name is None:
-        raise UserError(f"{checkpoint.folder}: its files have no input embedding; take a complete checkpoint")
-    tied = head_matrix(model) is input_matrix(model)
-    head = None if tied else _stored_name(checkpoint, model, head_matrix(model))
-    if head is None and not tied:
-        raise UserError(f"{checkpoint.folder}: its files have no output matrix; take a complete checkpoint")
+    model, folder = on_meta(checkpoint.config, str(checkpoint.folder)), checkpoint.folder
+    inputs = _stored_names(checkpoint, model, input_matrix(model))
+    if not inputs:
+        raise UserError(f"{folder}: its files have no input embedding; take a complete checkpoint")
+    first, *twins = inputs
+    heads = [] if head_matrix(model) is input_matrix(model) else _stored_names(checkpoint, model, head_matrix(model))
+    if not heads and head_matrix(model) is not input_matrix(model):
+        raise UserError(f"{folder}: its files have no output matrix; take a complete checkpoint")
+    if twins and not same_bytes(checkpoint.entries[first], checkpoint.entries[twins[0]]):
+        heads, twins = twins, []  # the configuration ties them; readers go by what the files hold
     bias = output_head(model).bias
-    return Tables(input_name, head, None if bias is None else _stored_name(checkpoint, model, bias))
+    biases = [] if bias is None else _stored_names(checkpoint, model, bias)
+    modules = (model.get_input_embeddings(), output_head(model))
+    own = [next(f"{name}.weight" for name, one in model.named_modules() if one is module) for module in modules]
+    for name, parameter in ((first, input_matrix(model)), *((name, head_matrix(model)) for name in heads[:1])):
+        found = checkpoint.entries[name].shape
+        if found != tuple(parameter.shape):
+            shape = tuple(parameter.shape)
+            raise UserError(f"{folder}: {name} is {found}, and config.json says {shape}; take a complete checkpoint")
+    head_and_bias = (heads[0] if heads else None, biases[0] if biases else None)
+    return Tables(first, *head_and_bias, tuple(twins), *own)
 
 
-def _stored_name(checkpoint: Checkpoint, model: PreTrainedModel, parameter: Tensor) -> str | None:
-    """The name of a parameter in the files, which may have the body's prefix or not."""
+def _stored_names(checkpoint: Checkpoint, model: PreTrainedModel, parameter: Tensor) -> list[str]:
+    """The names of a parameter in the files, which may have the body's prefix or not, or stand in an older order."""
     prefix = f"{model.base_model_prefix}."
-    for name, one in model.named_parameters(remove_duplicate=False):
-        if one is parameter:
-            for choice in (name, name.removeprefix(prefix), prefix + name):
-                if choice in checkpoint.entries:
-                    return choice
-    return None
+    names = [name for name, one in model.named_parameters(remove_duplicate=False) if one is parameter]
+    found = [one for name in names for one in (name, name.removeprefix(prefix), prefix + name)]
+    found = [name for name in dict.fromkeys(found) if name in checkpoint.entries]
+    if not found:
+        ends = tuple("." + ".".join(name.split(".")[-2:]) for name in names)
+        found = [name for name, e in checkpoint.entries.items() if f".{name}".endswith(ends)]
+        found = [name for name in found if checkpoint.entries[name].shape == tuple(parameter.shape)]
+        found = found if len(found) == 1 else []
+    return found
 
 
-def _read(descriptor: int, into: memoryview, offset: int, entry: Entry) -> None:
-    done = 0
-    while done < len(into):
-        count = os.preadv(descriptor, [into[done:]], offset + done)
-        if count == 0:
-            raise UserError(f"{entry.path}: ends inside {entry.name}; fetch it again")
-        done += count
+def same_bytes(a: Entry, b: Entry) -> bool:
+    """Whether two tensors are of one type and shape, and equal bit for bit."""
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    parts = [bytearray(min(COPY_BYTES, max(1, a.num_bytes))) for _ in range(2)]
+    for begin in range(0, a.num_bytes, COPY_BYTES):
+        count = min(COPY_BYTES, a.num_bytes - begin)
+        for entry, part in zip((a, b), parts, strict=True):
+            read_bytes(entry, memoryview(part)[:count], begin)
+        if memoryview(parts[0])[:count] != memoryview(parts[1])[:count]:
+            return False
+    return True
 
 
 def _first(error: Exception) -> str:

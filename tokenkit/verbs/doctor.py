@@ -5,18 +5,16 @@ import math
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from tokenkit.align.doctor import Diagnosis, diagnose
 from tokenkit.align.doctor_facts import ModelFacts
 from tokenkit.config import Config, UserError
 from tokenkit.data.source import SourceConfig, read_documents
 from tokenkit.losses import LOSSES
+from tokenkit.models.tensor_files import Entry, read_header
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.transfer import INITIALIZERS
 
 CORPUS_BYTES = 4_000_000  # read where the corpus names no max_bytes: enough for every ratio, seconds of work
-WEIGHT_BYTES = {"F64": 8, "I64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 class DoctorRun(Config):
@@ -52,7 +50,8 @@ def doctor(run: DoctorRun) -> Diagnosis:
 def read_model_facts(folder: Path) -> ModelFacts:
     """Sizes of a model, from config.json and the headers of its safetensors; no weight is read."""
     config = _read_config(folder)
-    shapes, types = _headers(folder)
+    entries = _entries(folder)
+    shapes = {name: entry.shape for name, entry in entries.items()}
     shape = (config.get("vocab_size"), config.get("hidden_size", config.get("n_embd")))
     if shape not in shapes.values():  # the configuration speaks of other sizes; no table is longer than that of tokens
         flat = [one for name, one in shapes.items() if len(one) == 2 and ("emb" in name or "wte" in name)]
@@ -65,7 +64,7 @@ def read_model_facts(folder: Path) -> ModelFacts:
     if config.get("tie_word_embeddings") and len(tables) == 2:  # stored twice, one matrix all the same
         total -= rows * width
         tables = tables[:1]
-    size = WEIGHT_BYTES.get(types[tables[0]], 1)
+    size = entries[tables[0]].itemsize
     return ModelFacts(folder.name, rows, width, min(len(tables), 2), size, total)
 
 
@@ -84,19 +83,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config | inner if isinstance(inner, dict) else config
 
 
-def _headers(folder: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """Shape and type of every tensor of the folder."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    types: dict[str, str] = {}
+def _entries(folder: Path) -> dict[str, Entry]:
+    """Every tensor of the folder by its name."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(f"model {str(folder)!r}: no *.safetensors inside; write the folder of a Hugging Face model")
-    for path in files:
-        try:
-            with safe_open(path, framework="numpy") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                    part = tensors.get_slice(name)
-                    shapes[name], types[name] = tuple(part.get_shape()), part.get_dtype()
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: not a safetensors file ({str(error).splitlines()[0]})") from None
-    return shapes, types
+    return {entry.name: entry for path in files for entry in read_header(path).entries}

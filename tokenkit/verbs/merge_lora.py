@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
-from transformers import PreTrainedConfig
 
 from tokenkit.config import Config, UserError
 from tokenkit.export.huggingface import SHARD_BYTES
@@ -13,7 +12,7 @@ from tokenkit.export.verify import ExportError
 from tokenkit.models.adapter import read_adapter
 from tokenkit.tokenizers.spec import TokenizerSpec
 from tokenkit.verbs.device import pick_device
-from tokenkit.verbs.model import DTYPES, ExportType, ModelChoice, load_pair, tokenizer_beside
+from tokenkit.verbs.model import DTYPES, ExportType, ModelChoice, load_pair, stored_format, tokenizer_beside
 
 
 class MergeLoraRun(Config):
@@ -42,7 +41,7 @@ def merge_lora(run: MergeLoraRun) -> dict[str, Any]:
     tokenizer = run.tokenizer or tokenizer_beside(run.lora_model)
     choice = ModelChoice(source=run.base_model, tokenizer=tokenizer, revision=run.revision)
     base, loaded = load_pair(choice, pick_device(run.device))
-    dtype = run.dtype or _stored_format(choice)
+    dtype = run.dtype or stored_format(choice)
     try:
         figures = export_merged(
             base, adapter, loaded, run.output, dtype=DTYPES[dtype], max_shard_bytes=run.max_shard_bytes
@@ -50,9 +49,3 @@ def merge_lora(run: MergeLoraRun) -> dict[str, Any]:
     except ExportError as error:
         raise UserError(f"merge-lora: nothing was written: {error}") from None
     return {"output": str(run.output), "dtype": dtype, **figures}
-
-
-def _stored_format(choice: ModelChoice) -> str:
-    config, _ = PreTrainedConfig.get_config_dict(choice.source, revision=choice.revision)
-    named = str(config.get("dtype") or config.get("torch_dtype"))
-    return named if named in DTYPES else "float32"

@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 from pydantic import field_validator
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from tokenkit.config import Config, UserError
 from tokenkit.models.adapter import merge_adapter, read_adapter
@@ -18,6 +18,8 @@ from tokenkit.models.view import check_linear_head
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.tokenizers.spec import TokenizerSpec
+from tokenkit.transfer.delta import apply_delta, open_delta
+from tokenkit.transfer.shards import local_folder, open_checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -34,6 +36,8 @@ class ModelChoice(Config):
     """Run the model's own Python code. Only for a source that you trust."""
     adapter: Path | None = None
     """A folder of PEFT's LoRA adapters, which are merged into the model as it is loaded."""
+    delta: Path | None = None
+    """A folder of `tokenkit transfer delta=true`: the rows and the tokenizer that the model gets as it is loaded."""
 
     @field_validator("source")
     @classmethod
@@ -59,12 +63,16 @@ def load_pair(choice: ModelChoice, device: str, *, codes: bool = False) -> tuple
     beside = str(folder / TOKENIZER) if factorised.is_file() else source
     adapter = None if choice.adapter is None else read_adapter(choice.adapter)
     trained_with = None if choice.adapter is None else tokenizer_beside(choice.adapter)
-    spec = choice.tokenizer or trained_with or TokenizerSpec(name=beside)
+    of_delta = None if choice.delta is None else TokenizerSpec(name=str(choice.delta))
+    spec = of_delta or choice.tokenizer or trained_with or TokenizerSpec(name=beside)
     revision = choice.revision if spec.name == source else None  # another repository has other revisions
     tokenizer = load_tokenizer(spec, revision=revision)
     model = load_model(source, device=device, revision=choice.revision, trust_remote_code=choice.trust_remote_code)
     if not codes or model.config.to_dict().get(QUANTIZATION, {}).get("quantization_mode") == "online":
         reattach_ternary(model, model.config.to_dict())  # a packed one can be read, and not trained
+    if choice.delta is not None:
+        base = open_checkpoint(local_folder(source, choice.revision))
+        apply_delta(model, open_delta(choice.delta), base, tokenizer)
     if adapter is not None:
         merge_adapter(model, adapter)
     check_linear_head(model)
@@ -73,6 +81,13 @@ def load_pair(choice: ModelChoice, device: str, *, codes: bool = False) -> tuple
     if factorised.is_file():
         attach_saved(model, Factorised.load(factorised))
     return model, tokenizer
+
+
+def stored_format(choice: ModelChoice) -> str:
+    """The number format that a model's configuration names, as a key of `DTYPES`; float32 where it names no other."""
+    config, _ = PreTrainedConfig.get_config_dict(choice.source, revision=choice.revision)
+    named = str(config.get("dtype") or config.get("torch_dtype"))
+    return named if named in DTYPES else "float32"
 
 
 def tokenizer_beside(adapter: Path) -> TokenizerSpec | None:

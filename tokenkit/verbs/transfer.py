@@ -10,7 +10,9 @@ from transformers import PreTrainedModel
 
 from tokenkit.config import Config, UserError
 from tokenkit.data.source import SourceConfig, read_documents
-from tokenkit.export.huggingface import export_huggingface
+from tokenkit.export.huggingface import export_huggingface, refuse_existing
+from tokenkit.models.factorised_view import FACTORISED
+from tokenkit.models.load import EXPANSION
 from tokenkit.tokenizers.base import Tokenizer, require_lossless
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.tokenizers.spec import TokenizerSpec
@@ -20,9 +22,20 @@ from tokenkit.transfer.evidence import Evidence, Texts
 from tokenkit.transfer.initialize import Choice
 from tokenkit.transfer.plan import Side
 from tokenkit.transfer.rows import Rows
-from tokenkit.transfer.shards import local_folder, open_checkpoint
+from tokenkit.transfer.shards import Checkpoint, local_folder, open_checkpoint
+from tokenkit.transfer.stream import Body, stream_transfer
 from tokenkit.verbs.device import pick_device
-from tokenkit.verbs.model import DTYPES, ExportType, ModelChoice, load_pair
+from tokenkit.verbs.model import DTYPES, ExportType, ModelChoice, load_pair, stored_format
+from tokenkit.verbs.transfer_streamed import (
+    Writing,
+    kept_template,
+    stoppable,
+    write_reversed,
+    write_streamed,
+    write_with_delta,
+)
+
+SIDES: tuple[Side, Side] = ("input", "head")
 
 
 def _section(entry: Initializer) -> type[Config]:
@@ -65,7 +78,7 @@ class TransferSection(Config):
         documents: Callable[[], list[str]] | None = None,
     ) -> Evidence:
         """What initialisers may ask for; `documents` gives texts where the section names none."""
-        needs = {need for side in ("input", "head") for need in INITIALIZERS[self.choice().of(side)].needs}
+        needs = {need for side in SIDES for need in INITIALIZERS[self.choice().of(side)].needs}
         texts = None
         if "texts" in needs and self.texts is not None:
             texts = Texts(read_documents(self.texts))
@@ -119,20 +132,124 @@ class TransferRun(Config):
     """A run file of `tokenkit transfer`."""
 
     output: Path
+    """A new folder."""
     model: ModelChoice
-    target_tokenizer: TokenizerSpec
-    """`NAME` or `NAME:target=KIND:conversion=...`, or these keys."""
+    target_tokenizer: TokenizerSpec | None = None
+    """`NAME` or `NAME:target=KIND:conversion=...`, or these keys; null where `model.delta` or `reverse` says which."""
     transfer: TransferOptions = TransferOptions()
-    export_dtype: ExportType = "float32"
+    reverse: bool = False
+    """Give the model the tokenizer back that it had before a transfer with `keep_reverse`."""
+    delta: bool = False
+    """Write new rows and tokenizer only: a folder for `model.delta`, beside the same base."""
+    keep_reverse: bool = False
+    """Keep inside the model what `reverse` needs: the rows of the old tokenizer that the new one does not have."""
+    rows: bool = True
+    """Write a table of what every row was made of."""
+    body: Body = "copy"
+    """Files without embeddings are copied, or linked to: hardlink takes no space, on one file system."""
+    in_memory: bool | None = None
+    """Load the whole model; null: only where that is needed, else the weights go from file to file."""
+    export_dtype: ExportType | None = None
+    """Number format of the weights; null: as they are stored."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 def transfer(run: TransferRun) -> dict[str, Any]:
-    """Writes the transferred model to `output`; what was copied, averaged and guessed."""
-    target = load_tokenizer(run.target_tokenizer)
-    require_lossless(target, "the target of a transfer")
+    """Writes the transferred model, or its delta, to `output`; what was copied, averaged and guessed."""
+    refuse_existing(run.output)
+    with stoppable():
+        if run.reverse or (run.target_tokenizer is None and run.model.delta is not None):
+            return _known_rows(run)
+        if run.target_tokenizer is None:
+            raise UserError("target_tokenizer: nothing; write the tokenizer that the model is to have")
+        target = load_tokenizer(run.target_tokenizer)
+        require_lossless(target, "the target of a transfer")
+        checkpoint, why = _streamable(run)
+        if checkpoint is None:
+            return _in_memory(run, target, why)
+        return _streamed(run, checkpoint, target)
+
+
+def reverse_words(words: list[str]) -> list[str]:
+    """The words of `tokenkit transfer --reverse MODEL OUTPUT KEY=VALUE ...` as a run file's keys."""
+    plain = [word for word in words if "=" not in word]
+    if len(plain) not in (0, 2):
+        raise UserError(f"--reverse: {len(plain)} words without =; write MODEL OUTPUT: what to read, a new folder")
+    keys = [f"{key}={word}" for key, word in zip(("model.source", "output"), plain)]
+    return [*keys, *(word for word in words if "=" in word), "reverse=true"]
+
+
+def _known_rows(run: TransferRun) -> dict[str, Any]:
+    """A delta put on its base, or the way back."""
+    if run.reverse and (run.target_tokenizer is not None or run.model.delta is not None):
+        raise UserError("reverse: the model says itself which tokenizer it had; leave target_tokenizer and delta out")
+    if run.delta or run.keep_reverse or run.in_memory or run.export_dtype or run.model.adapter:
+        raise UserError(
+            "transfer: rows that are known already are written as they are; leave delta, keep_reverse, in_memory, "
+            "export_dtype and model.adapter out"
+        )
+    checkpoint = open_checkpoint(local_folder(run.model.source, run.model.revision))
+    source = load_tokenizer(run.model.tokenizer or TokenizerSpec(name=str(checkpoint.folder)))
+    if run.model.delta is not None:
+        return write_with_delta(checkpoint, source, run.model.delta, run.output, run.body)
+    return write_reversed(checkpoint, source, run.output, run.body)
+
+
+def _streamable(run: TransferRun) -> tuple[Checkpoint | None, str]:
+    """The checkpoint where its weights can go from file to file, else why they cannot."""
+    folder, model = Path(run.model.source), run.model
+    reasons = {
+        "in_memory=true": run.in_memory is True,
+        "model.adapter": model.adapter is not None,
+        "model.delta": model.delta is not None,
+        "model.trust_remote_code": model.trust_remote_code,
+        "an expanded model": (folder / EXPANSION).is_file(),
+        "a factorised model": (folder / FACTORISED).is_file(),
+    }
+    checkpoint = None
+    why = next((reason for reason, holds in reasons.items() if holds), None)
+    if why is None:
+        checkpoint = open_checkpoint(local_folder(model.source, model.revision))
+        stored = checkpoint.rows(checkpoint.tables.input).dtype
+        if run.export_dtype is not None and DTYPES[run.export_dtype] != stored:
+            why = f"export_dtype={run.export_dtype}"
+    if why is not None and run.in_memory is False:
+        raise UserError(f"in_memory: false, and {why} needs the whole model; leave one of them out")
+    return (checkpoint, "") if why is None else (None, why)
+
+
+def _streamed(run: TransferRun, checkpoint: Checkpoint, target: Tokenizer) -> dict[str, Any]:
+    options = run.transfer
+    needs = {need for side in SIDES for need in INITIALIZERS[options.choice().of(side)].needs}
+    live = None
+    if "model" in needs and run.in_memory is None:
+        live, source = load_pair(run.model, pick_device(run.device))  # to learn from; its weights are still streamed
+    else:
+        source = load_tokenizer(run.model.tokenizer or TokenizerSpec(name=str(checkpoint.folder)))
+    require_lossless(source, "the source of a transfer")
+    made = stream_transfer(
+        checkpoint,
+        source,
+        target,
+        options.choice(),
+        evidence=options.evidence(source, target, live),
+        override=options.override,
+        pad_to_multiple_of=options.pad_to_multiple_of,
+        untie=options.untie,
+    )
+    writing = Writing(run.body, run.delta, run.keep_reverse, run.rows)
+    return write_streamed(made, source, target, run.output, writing)
+
+
+def _in_memory(run: TransferRun, target: Tokenizer, why: str) -> dict[str, Any]:
+    if run.delta or run.keep_reverse:
+        key = "delta" if run.delta else "keep_reverse"
+        raise UserError(f"{key}: true, and {why} needs the whole model in memory, which keeps no files to go by")
     model, source = load_pair(run.model, pick_device(run.device))
     require_lossless(source, "the source of a transfer")
     report = transferred(run.transfer, model, source, target)
-    export_huggingface(model, target, run.output, dtype=DTYPES[run.export_dtype])
+    template = kept_template(source, target)
+    files = {} if template is None else {"chat_template.jinja": template}
+    dtype = DTYPES[run.export_dtype or stored_format(run.model)]
+    export_huggingface(model, target, run.output, dtype=dtype, extra_files=files)
     return asdict(report)
