@@ -144,9 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", default="outputs/english_bpe/model")
     parser.add_argument("--donor", default="outputs/english_unigram/model")
-    parser.add_argument(
-        "--corpus", default="outputs/transfer_corpora/english", help="train.jsonl, test.jsonl"
-    )
+    parser.add_argument("--corpus", default="outputs/transfer_corpora/english", help="train.jsonl, test.jsonl")
     parser.add_argument("--atoms", type=int, nargs="*", default=[8, 16, 64])
     parser.add_argument("--tokens", type=int, default=3, help="planted tokens, one at a time")
     given = parser.parse_args()
@@ -156,7 +154,7 @@ def main() -> None:
     known = scene(given.base, given.donor, own)
     tokens = known.plan.free[np.linspace(0, len(known.plan.free) - 1, given.tokens + 2).astype(int)[1:-1]]
     print(
-        "| k | planted token | rank | score | next | flagged | wins in base | in donor | donor bits per byte | base |"
+        "| k | planted token | rank | takes | next | flagged | wins in base | in donor | donor bits per byte | base |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     before = bits(given.donor, held_out)
@@ -179,8 +177,9 @@ def _print(k: int, token: int | None, found: Audit, donor: float, base: float) -
     rest = next(other["score"] for other in found.breakers if other is not one)
     name = "none" if token is None else f"{one['token']} ({token})" if rank else str(token)
     where = "–" if token is None else rank or f"> {len(found.breakers)}"
+    flags = f"{numbers['flagged']} of {numbers['made']}"
     print(
-        f"| {k} | {name} | {where} | {one['score']:.1f} | {rest:.1f} | {numbers['flagged']} of {numbers['made']} | "
+        f"| {k} | {name} | {where} | {100 * one['score']:.2f} % | {100 * rest:.2f} % | {flags} | "
         f"{one['wins']} of {numbers['contexts']} | {one['wins_other']} | {donor:.3f} | {base:.3f} |",
         flush=True,
     )

@@ -7,7 +7,7 @@
 
 Pairs: English, byte-level BPE to Unigram, one matrix for input and head; and code with 43 languages, an English
 vocabulary to one of its own, two matrices. Donors are models of the same size that were trained with the target
-tokenizer. Healing is plain language modelling of the whole model, 4 windows of 256 bytes a step. Measured: bits per
+tokenizer. Healing is plain language modelling of the whole model, 4 windows of 128 bytes a step. Measured: bits per
 byte of held-out text, and two probes that count how often the model finds the held-out text likelier than the same text
 with one digit of a number changed, or with a line indented otherwise. Rows `mergekit: ...` are folders that
 mergekit-tokensurgeon wrote (benchmarks/tokensurgeon.py). Seeds change the order of the text and what is drawn.
@@ -67,7 +67,7 @@ PEERS = {  # folders in outputs/mergekit
     "mergekit: omp, k = 64": "omp64",
 }
 DONORS, TEXTS = {"omp", "clp", "nearest"}, {"focus", "wechsel", "tokalign", "token_distillation"}
-EVAL_AT, HELD_OUT_BYTES, LEARN_BYTES = (0, 50, 200, 1000), 49_152, 3_000_000
+EVAL_AT, HELD_OUT_BYTES, LEARN_BYTES = (0, 50, 200, 1000), 32_768, 3_000_000
 PROBES, AROUND = 100, 160  # items of a probe, bytes of text before the place and half as many behind
 TRAIN = {
     "steps": EVAL_AT[-1],
@@ -154,7 +154,7 @@ def run(pair: str, method: str, seed: int) -> dict:
     held_out = read_documents(SourceConfig(path=str(folder / "test.jsonl")))
     digits, indents = digit_items(held_out), indent_items(held_out)
     some = read_documents(SourceConfig(path=str(folder / "test.jsonl"), max_bytes=HELD_OUT_BYTES))
-    windows = cut(read_documents(SourceConfig(path=str(folder / "train.jsonl"))), 256, 0)
+    windows = cut(read_documents(SourceConfig(path=str(folder / "train.jsonl"))), 128, 0)
     config, view = build(TrainConfig, TRAIN), ModelView(model)
     task = TextTask(Objective.of(LossesConfig.model_validate({"clm": {}})), view, tokenizer)
     batches = Batches(windows, tokenizer, None, batch_size=config.batch_size, seed=seed)

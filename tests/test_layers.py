@@ -28,6 +28,8 @@ LAYERS = {
     "verbs": 13,
     "cli_shared": 14,
     "cli_tokenizer": 15,
+    "cli_vocabulary": 15,
+    "cli_transfer": 15,
     "cli_sweep": 15,
     "cli": 16,
 }

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tokenkit import cli_sweep, cli_tokenizer
+from tokenkit import cli_sweep, cli_tokenizer, cli_transfer, cli_vocabulary
 from tokenkit.cli_shared import DryRun, Quiet, Resume, Words, log_calmly, print_json, print_rich, print_values, shown
 from tokenkit.config import UserError, load
 
@@ -19,6 +19,8 @@ app = typer.Typer(
     help="Give a language model a new tokenizer, a smaller body or ternary weights, and keep what it knows.",
 )
 app.add_typer(cli_tokenizer.app, name="tokenizer")
+app.add_typer(cli_vocabulary.app, name="vocabulary")
+app.add_typer(cli_transfer.app)
 app.add_typer(cli_sweep.app)
 
 
@@ -40,22 +42,6 @@ def pretrain(words: Words = None, dry_run: DryRun = False, resume: Resume = Fals
     run = load(PretrainRun, words or [])
     if not shown(run, dry_run):
         print_values(pretrain(run, resume=resume, quiet=quiet))
-
-
-@app.command()
-def transfer(
-    words: Words = None,
-    reverse: Annotated[
-        bool, typer.Option("--reverse", help="MODEL OUTPUT: give a model the tokenizer back that it had.")
-    ] = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Give a model another tokenizer, zero-shot: no training."""
-    from tokenkit.verbs.transfer import TransferRun, reverse_words, transfer
-
-    run = load(TransferRun, reverse_words(words or []) if reverse else words or [])
-    if not shown(run, dry_run):
-        print_values(transfer(run))
 
 
 @app.command()
@@ -203,6 +189,26 @@ def doctor(
 
         found = doctor(run)
         print_json(found.as_json()) if as_json else print_rich(render(found))
+
+
+@app.command()
+def audit(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL", help="A folder or hub id; or a run file. Then KEY=VALUE.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Look for what is wrong with a model's rows and ids, and for tokens that a donor may have planted."""
+    from tokenkit.verbs.audit import audit, load_audit
+
+    run = load_audit(words or [])
+    if not shown(run, dry_run):
+        from tokenkit.report.audit import render_audit
+
+        found = audit(run)
+        print_json(found.as_json()) if as_json else print_rich(render_audit(found))
 
 
 @app.command()

@@ -9,7 +9,9 @@ import pytest
 from tokenkit.config import UserError
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.tokenizers.load import load_tokenizer
+from tokenkit.transfer import INITIALIZERS
 from tokenkit.transfer.plan import Kind, TransferPlan, plan_transfer
+from tokenkit.transfer.rows import TensorRows
 
 NAMES = ("small", "large", "one_role", "marked", "byte")
 PAIRS = [pair for pair in itertools.product(NAMES, NAMES) if pair[0] != pair[1]]
@@ -147,6 +149,9 @@ def test_real_pairs_agree_with_recorded_values_corrected(shared: Path, pair: str
     compared = [i for i, b in enumerate(target.token_bytes) if b and i not in spelled and b != b"<unk>"]
     assert len(compared) > 0.99 * len(wanted) - len(spelled)
     assert [i for i in compared if pieces[i] != wanted[i]] == []
+    rows = INITIALIZERS["fvt"].fn(TensorRows(torch.zeros(source.vocab_size, 1)), plan, side="input")
+    shares = {n: float(np.float32(1 / n)) for n in range(1, 1 + max(map(len, wanted)))}
+    assert all(rows.sources(i) == [(one, shares[len(wanted[i])]) for one in wanted[i]] for i in compared)
     for i, single in zip(golden["fallback_target"].tolist(), ragged("fallback_byte_src", "fallback_byte_ptr")):
         assert plan.kinds[i] == Kind.FALLBACK
         assert pieces[i] == single or len(pieces[i]) < len(single)  # longer tokens of the source where it has them

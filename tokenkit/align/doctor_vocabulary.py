@@ -21,8 +21,9 @@ NO_SCRIPT = {
     "SUPERSCRIPT",
     "SUBSCRIPT",
     "DOUBLE-STRUCK",
+    *("MASCULINE", "FEMININE", "MICRO", "SCRIPT", "BLACK-LETTER", "PLANCK", "OHM", "KELVIN", "ANGSTROM", "INFORMATION"),
 }
-NAMED = {"Cjk": "Han", "Hiragana": "Kana", "Katakana": "Kana", "Katakana-Hiragana": "Kana"}
+NAMED = {"Cjk": "Han", "Ideographic": "Han", "Hiragana": "Kana", "Katakana": "Kana", "Katakana-Hiragana": "Kana"}
 WIDTHS = ("FULLWIDTH", "HALFWIDTH")
 
 

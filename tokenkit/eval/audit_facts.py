@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
+from pydantic import Field
 
 from tokenkit.align.doctor_facts import Finding, Number
 from tokenkit.align.show import readable
@@ -20,12 +21,14 @@ KEPT = 1000  # rows of one finding that are listed in the JSON
 class AuditOptions(Config):
     """From where on something is worth a word."""
 
-    outlier: float = 8.0
+    outlier: float = Field(8.0, gt=0)
     """Deviations from the median of ordinary tokens, for norms and logits."""
-    cosine: float = 0.999
+    cosine: float = Field(0.999, gt=0, lt=1)
     """From here on two rows count as nearly the same."""
-    first: int = 10
+    first: int = Field(10, ge=1)
     """A token that is never among so many most likely ones is never predicted."""
+    wins: float = Field(0.01, gt=0, le=1)
+    """A new row that wins this share of contexts, and hardly any in the donor, may have been planted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,12 +96,14 @@ def audit_breakers(
     else:
         other = Reading(hidden_at(donor, found), TensorRows(donor.head().detach()), donor.form())
     search = search_breakers(
-        base, other, ids, trusted, found.labels, against_donor=donor is not None, limit=options.outlier
+        base, other, ids, trusted, found.labels, against_donor=donor is not None, least=options.wins
     )
-    return _told(search, transferred, head, kinds)
+    return _told(search, transferred, head, kinds, options)
 
 
-def _told(search: BreakerSearch, transferred: Transferred, head: Rows, kinds: IdKinds) -> Suspicion:
+def _told(
+    search: BreakerSearch, transferred: Transferred, head: Rows, kinds: IdKinds, options: AuditOptions
+) -> Suspicion:
     scores = dict(zip(search.ids.tolist(), search.score.tolist()))
     rows = flagged(TOPIC, "output", kinds, search.flagged, [scores[i] for i in search.flagged.tolist()])
     again = _made_again(transferred.maker, head, search.ids)
@@ -117,15 +119,16 @@ def _told(search: BreakerSearch, transferred: Transferred, head: Rows, kinds: Id
     }
     lines, lost = override_lines([kinds.tokenizer.token_bytes[i] for i in search.flagged.tolist()])
     numbers["flagged_that_are_no_text"] = lost
-    than = "in the donor" if search.against_donor else "what their pieces say"
+    than = "in the donor" if search.against_donor else "as a mean of its pieces"
     stale = ""
     if again < 1 - ALMOST:
         stale = f" Only {100 * again:.0f} % of these rows are what the transfer makes: the model was changed since."
     if not rows:
-        sentence = f"None of {len(search.ids):,} made rows is far louder than {than}.{stale}"
+        often = f"wins 1 in {1 / options.wins:.0f} contexts"
+        sentence = f"None of {len(search.ids):,} made rows {often} and is inert {than}.{stale}"
         return Suspicion(Part((Finding(TOPIC, "ok", sentence, numbers),)), _suspects(search, transferred, head, kinds))
     sentence = (
-        f"{len(rows):,} of {len(search.ids):,} made rows win contexts in which they are inert {than}"
+        f"{len(rows):,} of {len(search.ids):,} made rows win contexts and are inert {than}"
         f"{examples(rows)}; make them of their pieces with transfer.override.{stale}"
     )
     part = Part((Finding(TOPIC, "warning", sentence, numbers),), rows)
@@ -142,8 +145,8 @@ def _suspects(
         i = int(search.ids[place])
         one: dict[str, Any] = {"id": i, "token": readable(kinds.name(i)), "score": float(search.score[place])}
         one |= {"wins": int(search.base.wins[place]), "wins_other": int(search.other.wins[place])}
+        one |= {"taken": float(search.base.taken[place]), "taken_other": float(search.other.taken[place])}
         one |= {"mean": float(search.base.mean[place]), "mean_other": float(search.other.mean[place])}
-        one |= {"top": float(search.base.top[place]), "top_other": float(search.other.top[place])}
         one |= {"norm_z": float(z[i]), "flagged": i in search.flagged}
         if isinstance(transferred.maker, Mixture):
             made = coefficients(transferred.maker, i)

@@ -4,12 +4,11 @@ An initialiser that writes a donor's row as a sum of shared tokens' rows, and ta
 rows, can turn a row that does nothing in the donor into one that wins everywhere in the base: the weights reach
 different places. Whoever gives the donor away may have planted such a token. TokenForge, Liu+ 2026, 2601.00065.
 
-Both models read the same ids here, so every context is a pair: what a token's row says in the base is held against
-what it says in the donor at the very same place. Each model's logits are told in deviations of the rows of tokens that
-both have, so that scales do not matter.
+Both models read the same ids here, so every context is a pair: what a token's row takes in the base is held against
+what it takes in the donor at the very same places. What it takes is its probability beside tokens that both models
+have, where it is not what follows: that is the harm which a loud row does.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +17,12 @@ from jaxtyping import Float, Float64, Int64
 from numpy import ndarray
 from torch import Tensor
 
-from tokenkit.eval.row_facts import TO_DEVIATION, robust_z
+from tokenkit.eval.row_facts import TO_DEVIATION
 from tokenkit.scores import LogitForm
 from tokenkit.transfer.mixture import Mixture
 from tokenkit.transfer.rows import Rows, block_rows
 
 TRUSTED = 4096  # rows that logits are measured by, at most
-TOP_SHARE = 0.01  # of contexts, over which the largest excess is averaged
 TILE_BYTES = 64 << 20
 
 
@@ -39,21 +37,21 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class Salience:
-    """Of some ids, over the contexts: in deviations of trusted tokens' logits there."""
+    """Of some ids, over the contexts that they do not follow."""
 
-    mean: Float64[ndarray, "R"]
-    top: Float64[ndarray, "R"]
-    """Mean over the contexts in which it is largest."""
+    taken: Float64[ndarray, "R"]
+    """Mean probability beside the trusted tokens."""
     wins: Int64[ndarray, "R"]
-    """Contexts in which it has a larger logit than every trusted token, and does not follow."""
+    """Contexts in which it has a larger logit than every trusted token."""
+    mean: Float64[ndarray, "R"]
+    """Mean logit, in deviations of the trusted tokens' logits from their median."""
 
 
 @dataclass(frozen=True, eq=False)
 class BreakerSearch:
-    """The new rows of a matrix. The score is how far a row's excess is out of line with that of other new rows."""
+    """The new rows of a matrix. The score is what a row takes in the base and not in the other: at most 1."""
 
     ids: Int64[ndarray, "R"]
-    score: Float64[ndarray, "R"]
     base: Salience
     other: Salience
     """In the donor; where there is none, of the mean of the token's pieces in the base."""
@@ -61,6 +59,11 @@ class BreakerSearch:
     contexts: int
     flagged: Int64[ndarray, "F"]
     """Ids, worst first."""
+
+    @property
+    def score(self) -> Float64[ndarray, "R"]:
+        """Share of places that a row takes in the base beyond what it takes in the other."""
+        return self.base.taken - self.other.taken
 
     @property
     def order(self) -> Int64[ndarray, "R"]:
@@ -81,67 +84,47 @@ def search_breakers(
     labels: Int64[ndarray, "N"],
     *,
     against_donor: bool = True,
-    limit: float = 8.0,
+    least: float = 0.01,
 ) -> BreakerSearch:
     """Scores the rows of `ids`. `other` is the donor, or the base with rows made of pieces.
 
-    Flagged is a row that is far out of line, wins contexts in the base, and is inert in the other: there it wins in
-    fewer than a tenth as many.
+    Flagged is a row that wins at least a share `least` of the contexts in the base and is inert in the other: there it
+    wins fewer than a tenth as many.
     """
     trusted = trusted[np.linspace(0, len(trusted) - 1, min(TRUSTED, len(trusted))).astype(np.int64)]
-    sides = [_Scale(reading, trusted) for reading in (base, other)]
-    count = max(1, round(TOP_SHARE * len(labels)))
-    following = torch.from_numpy(labels)
-    found: list[list[Tensor]] = []
-    for block in _blocks(ids, len(labels), base, other):
-        one, two = (side.standardised(block) for side in sides)
-        excess = one - two
-        follows = following[:, None] == torch.from_numpy(block)
-        told = [_of(z, side, follows, count) for z, side in zip((one, two), sides)]
-        found.append([excess.mean(0), _top(excess, count), *told[0], *told[1]])
-    columns = [torch.cat(part).double().cpu().numpy() for part in zip(*found)]
-    mean, top = columns[:2]
-    everyone = np.ones(len(ids), bool)
-    score = np.maximum(robust_z(mean, everyone), robust_z(top, everyone))
-    one, two = (Salience(columns[i], columns[i + 1], columns[i + 2].astype(np.int64)) for i in (2, 5))
-    out = (score > limit) & (one.wins > 0) & (one.wins > 10 * two.wins)
-    order = np.argsort(-score, kind="stable")
-    return BreakerSearch(ids, score, one, two, against_donor, len(labels), ids[order[out[order]]])
+    found = [_salience(reading, ids, trusted, labels) for reading in (base, other)]
+    one, two = found
+    out = (one.wins >= max(1, least * len(labels))) & (one.wins > 10 * two.wins)
+    order = np.argsort(two.taken - one.taken, kind="stable")
+    return BreakerSearch(ids, one, two, against_donor, len(labels), ids[order[out[order]]])
 
 
-class _Scale:
-    """A model's logits per context, from the median of trusted tokens' and in their deviation."""
-
-    def __init__(self, reading: Reading, trusted: Int64[ndarray, "A"]) -> None:
-        self.reading = reading
-        logits = self._logits(trusted)
-        self.middle = logits.median(1, keepdim=True).values
-        spread = TO_DEVIATION * (logits - self.middle).abs().median(1, keepdim=True).values
-        self.spread = spread.clamp_min(torch.finfo(spread.dtype).tiny)
-        self.best = (logits.amax(1, keepdim=True) - self.middle) / self.spread
-
-    def standardised(self, ids: Int64[ndarray, "R"]) -> Float[Tensor, "N R"]:
-        return (self._logits(ids) - self.middle) / self.spread
-
-    def _logits(self, ids: Int64[ndarray, "R"]) -> Float[Tensor, "N R"]:
-        form = self.reading.form
-        if form.bias is not None:
-            form = LogitForm(form.bias[torch.from_numpy(ids)], form.scale, form.softcap)
-        return form(self.reading.hidden @ self.reading.head.gather(ids).to(self.reading.hidden).T)
-
-
-def _of(values: Float[Tensor, "N R"], side: _Scale, follows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    return values.mean(0), _top(values, count), ((values > side.best) & ~follows).sum(0)
+def _salience(
+    reading: Reading, ids: Int64[ndarray, "R"], trusted: Int64[ndarray, "A"], labels: Int64[ndarray, "N"]
+) -> Salience:
+    known = _logits(reading, trusted)
+    best, total = known.amax(1, keepdim=True), known.logsumexp(1, keepdim=True)
+    middle = known.median(1, keepdim=True).values
+    spread = TO_DEVIATION * (known - middle).abs().median(1, keepdim=True).values
+    spread = spread.clamp_min(torch.finfo(spread.dtype).tiny)
+    following = torch.from_numpy(labels).to(known.device)
+    step = max(1, min(block_rows(reading.head.shape[1]), TILE_BYTES // (4 * len(labels))))
+    parts: list[list[Tensor]] = []
+    for begin in range(0, len(ids), step):
+        block = ids[begin : begin + step]
+        logits = _logits(reading, block)
+        apart = following[:, None] != torch.from_numpy(block).to(known.device)
+        taken = torch.where(apart, torch.sigmoid(logits - total), 0).sum(0) / apart.sum(0).clamp_min(1)
+        parts.append([taken, ((logits > best) & apart).sum(0), ((logits - middle) / spread).mean(0)])
+    taken, wins, mean = (torch.cat(part).double().cpu().numpy() for part in zip(*parts))
+    return Salience(taken, wins.astype(np.int64), mean)
 
 
-def _top(values: Float[Tensor, "N R"], count: int) -> Float[Tensor, "R"]:
-    return values.topk(count, 0).values.mean(0)
-
-
-def _blocks(ids: Int64[ndarray, "R"], contexts: int, base: Reading, other: Reading) -> Iterator[Int64[ndarray, "B"]]:
-    width = max(base.head.shape[1], other.head.shape[1], contexts)
-    step = min(block_rows(width), max(1, TILE_BYTES // (4 * contexts)))
-    return (ids[begin : begin + step] for begin in range(0, len(ids), step))
+def _logits(reading: Reading, ids: Int64[ndarray, "R"]) -> Float[Tensor, "N R"]:
+    form = reading.form
+    if form.bias is not None:
+        form = LogitForm(form.bias[torch.from_numpy(ids)], form.scale, form.softcap)
+    return form(reading.hidden @ reading.head.gather(ids).to(reading.hidden).T)
 
 
 @dataclass(frozen=True, slots=True)

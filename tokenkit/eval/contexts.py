@@ -21,7 +21,7 @@ BATCH_TOKENS = 8192
 class Contexts:
     """Windows of a text as ids, and the places in them that are looked at."""
 
-    windows: tuple[Int64[ndarray, "?T"], ...]
+    windows: tuple[Int64[ndarray, "_"], ...]
     window: Int64[ndarray, "N"]
     """Which window each place is in."""
     place: Int64[ndarray, "N"]

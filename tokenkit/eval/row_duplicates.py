@@ -18,8 +18,7 @@ from torch.nn import functional
 from tokenkit.transfer.rows import Rows
 
 DIRECTIONS = 64
-BLOCK = 1024  # rows that are compared with each other in full at a time
-PAIRS = 8192  # candidates that are looked at in full at a time
+BLOCK = 1024  # rows, or pairs of rows, that are compared in full at a time
 SLACK = 1e-5  # of a squared distance in float32
 
 
@@ -123,8 +122,8 @@ def _among_leaders(
         part = screened[begin : begin + step]
         apart = squares + part.square().sum(1) - 2 * projected @ part.T
         own, other = torch.nonzero(apart <= limit, as_tuple=True)
-        for chunk in range(0, len(own), PAIRS):
-            mine, theirs = own[chunk : chunk + PAIRS].numpy(), other[chunk : chunk + PAIRS].numpy() + begin
+        for chunk in range(0, len(own), BLOCK):
+            mine, theirs = own[chunk : chunk + BLOCK].numpy(), other[chunk : chunk + BLOCK].numpy() + begin
             distinct, place = np.unique(leaders[theirs], return_inverse=True)
             near = (units[mine] * _units(rows, distinct)[place]).sum(1).numpy() >= cosine
             for row, one in zip(mine[near].tolist(), leaders[theirs[near]].tolist()):

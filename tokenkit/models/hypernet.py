@@ -16,9 +16,11 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from tokenkit.config import UserError
 from tokenkit.models.hypernet_layers import HypernetConfig, Network, pooled
+from tokenkit.models.load import head_matrix, input_matrix
 from tokenkit.tokenizers.whole_file import write_whole
 
 FILE = "hypernet.safetensors"
@@ -102,7 +104,7 @@ class Hypernet(nn.Module):
         try:
             with safe_open(file, "pt") as opened:
                 shape, facts = (json.loads(opened.metadata()[key]) for key in ("hypernet", "facts"))
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
             config = HypernetConfig.model_validate(shape["config"])
             made = cls(config, width=shape["width"], matrices=shape["matrices"])
             made.load_state_dict(tensors)
@@ -112,3 +114,34 @@ class Hypernet(nn.Module):
             reason = str(error).splitlines()[0]
             raise UserError(f"{file}: not a hypernetwork that can be read ({reason}); train it again") from None
         return made.eval().requires_grad_(False), facts
+
+
+def matrices_of(model: PreTrainedModel) -> list[Float[Tensor, "V D"]]:
+    """Input and output matrix of a model, with gradients where they are trained; one where they are one."""
+    table, head = input_matrix(model), head_matrix(model)
+    return [table] if head is table else [table, head]
+
+
+@torch.no_grad()
+def hypernet_for(config: HypernetConfig, model: PreTrainedModel, vocab_size: int, *, seed: int) -> Hypernet:
+    """An untrained network for the matrices of a model, measured in all of their first `vocab_size` rows."""
+    rows = [matrix.detach()[:vocab_size].double() for matrix in matrices_of(model)]
+    made = Hypernet(config, width=rows[0].shape[1], matrices=len(rows), seed=seed)
+    mean = torch.stack([matrix.mean(0) for matrix in rows])
+    made.scale_to(mean.float().cpu(), torch.stack([matrix.std(0, correction=0) for matrix in rows]).float().cpu())
+    return made.to(model.device)
+
+
+def made_tables(model: PreTrainedModel, network: Hypernet) -> dict[str, Float[Tensor, "V D"]]:
+    """What a network makes of each row of a model's matrices by itself: input and output table."""
+    rows = torch.stack(matrices_of(model), 1)[:, None]
+    made = network(rows, torch.ones(len(rows), dtype=torch.long, device=rows.device))
+    return {"input": made[:, 0], "head": made[:, -1]}
+
+
+@torch.no_grad()
+def put_rows(model: PreTrainedModel, network: Hypernet) -> None:
+    """Puts what a network makes of a model's matrices in their place."""
+    made = made_tables(model, network)
+    for matrix, name in zip(matrices_of(model), ("input", "head")):
+        matrix.copy_(made[name])

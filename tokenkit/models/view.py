@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
@@ -89,7 +89,8 @@ class ModelView:
                 return body(**arguments)
             table = input_matrix(self.model)
             weight = next(name for name, parameter in body.named_parameters() if parameter is table)
-            return functional_call(body, {weight: self.tables["input"]}, kwargs=arguments)
+            with _without_padding_row(self.model.get_input_embeddings()):
+                return functional_call(body, {weight: self.tables["input"]}, kwargs=arguments)
 
     def leaves(
         self,
@@ -163,6 +164,19 @@ class ModelView:
         else:
             with lora_disabled(self.model):
                 yield
+
+
+@contextmanager
+def _without_padding_row(embedding: nn.Module) -> Iterator[None]:
+    """Inside the block no id is taken for padding: of another table it may be any token's, or beyond the last one."""
+    if not isinstance(embedding, nn.Embedding):
+        yield
+        return
+    before, embedding.padding_idx = embedding.padding_idx, None
+    try:
+        yield
+    finally:
+        embedding.padding_idx = before
 
 
 @torch.no_grad()

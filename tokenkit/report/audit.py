@@ -41,13 +41,20 @@ def _plain(sentence: str) -> str:
 
 
 def _suspects(audit: Audit) -> Table:
-    """The loudest new rows: their score, and places at which they win here and in what they are held against."""
+    """The loudest new rows: what they take, and places at which they win here and in what they are held against."""
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("loudest new rows", overflow="ellipsis", max_width=18)
-    for column in ("id", "score", "wins", "before", "norm z", "|weights|"):
+    for column in ("id", "takes", "wins", "before", "norm z", "|weights|"):
         table.add_column(column, justify="right", no_wrap=True)
     for one in audit.breakers[:SUSPECTS]:
         weights = f"{one['absolute']:.1f}" if "absolute" in one else "–"
-        cells = (one["id"], f"{one['score']:.1f}", one["wins"], one["wins_other"], f"{one['norm_z']:.1f}", weights)
+        cells = (
+            one["id"],
+            f"{100 * one['score']:.1f} %",
+            one["wins"],
+            one["wins_other"],
+            f"{one['norm_z']:.1f}",
+            weights,
+        )
         table.add_row(one["token"], *map(str, cells))
     return table

@@ -23,6 +23,7 @@ MACHINERY = (  # files of this folder that are no initialiser
     "initialize",
     "options",
     "apply",
+    "shared",
     "solver",
     "token_vectors",
     "snippets",

@@ -1,7 +1,7 @@
 """A model moved to another tokenizer: new embedding rows, new output rows, new ids in its configuration."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
@@ -67,7 +67,10 @@ def transfer_model(
         )
     plan = plan_transfer(source, target, source_rows=min(source_rows, len(head)), override=override, kept=kept)
     size = padded_size(target.vocab_size, pad_to_multiple_of)
-    known = evidence or Evidence(source, target, model=model)
+    matrices: dict[Side, Rows] = {"input": TensorRows(embedding.detach())}
+    if not tied:
+        matrices["head"] = TensorRows(head.detach())
+    known = replace(evidence or Evidence(source, target, model=model), matrices=matrices)
     report: dict[str, dict[str, int]] = {}
 
     def rows(old: Tensor, side: Side) -> Float[Tensor, "W D"]:
@@ -92,9 +95,9 @@ def set_rows(
     new_head: Float[Tensor, "R D"] | None,
     new_bias: Float[Tensor, "R"] | None = None,
 ) -> None:
-    """Gives a model these matrices; a tied one that gets an output matrix is untied."""
-    if new_head is not None and head_matrix(model) is input_matrix(model):
-        _untie(model)
+    """Gives a model these matrices; one that gets an output matrix has one from then on, tied before or not."""
+    if new_head is not None and model.config.to_dict().get("tie_word_embeddings"):
+        _untie(model)  # also where the files held two matrices all the same: resizing would make them one
     with torch.random.fork_rng([]), quiet(), torch.no_grad():
         model.resize_token_embeddings(len(new_input), mean_resizing=False)
         input_matrix(model).copy_(new_input)

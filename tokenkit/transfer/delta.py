@@ -258,7 +258,8 @@ def _raw_blocks(rows: FileRows) -> Iterator[tuple[Int64[ndarray, "N"], UInt8[nda
 
 
 def _raw(block: Shaped[Tensor, "N D"]) -> UInt8[ndarray, "N S"]:
-    return block.contiguous().reshape(len(block), -1).view(torch.uint8).numpy()
+    flat = block.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return flat.reshape(len(block), block.shape[1] * block.element_size())
 
 
 def _spooled(

@@ -16,7 +16,7 @@ from tokenkit.transfer.rows import Rows
 
 @initializer(copies=True)
 def edge_pieces(
-    source: Rows, plan: TransferPlan, *, side: Side, seed: int = 0, input_decay: float = 0.0, head_decay: float = 0.5
+    source: Rows, plan: TransferPlan, *, side: Side, seed: int = 0, input_decay: float = 0.5, head_decay: float = 0.5
 ) -> Mixture:
     """Copies of equal tokens, else pieces weighted from the last one back (input) or from the first one on (output).
 

@@ -41,6 +41,8 @@ class Evidence:
     model: PreTrainedModel | None = None
     """The source model, as it is before the transfer."""
     hypernet: Path | None = None
+    matrices: Mapping[Side, Rows] = field(default_factory=dict)
+    """Both matrices of the source model, whichever side is made; of a tied one the input's alone."""
 
     def named(self, name: str, side: Side, initializer: str) -> Any:
         """The evidence of this name; UserError that says which key gives it."""
@@ -54,5 +56,6 @@ LACKING = {
     "donor": "rows of a model that has the target tokenizer; write transfer.donor=FOLDER",
     "texts": "text; write transfer.texts.path=FILE, or leave the text of the run to it",
     "model": "the model in memory, and this transfer streams its weights; leave in_memory out",
+    "matrices": "both matrices of the model; pass Evidence(matrices=...)",
     "hypernet": "a trained hypernetwork; write transfer.hypernet=FOLDER, of `tokenkit train-hypernet`",
 }

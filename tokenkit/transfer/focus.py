@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tokenkit.config import UserError
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.transfer import initializer
 from tokenkit.transfer.evidence import Texts
 from tokenkit.transfer.mixture import Mixture, pieces_mixture
+from tokenkit.transfer.options import check_positive
 from tokenkit.transfer.plan import Side, TransferPlan
 from tokenkit.transfer.rows import Rows
 from tokenkit.transfer.token_vectors import Learning, Sums, nearest, sums_of, vectors_of_tokens
@@ -32,13 +32,12 @@ def focus(
     seed: int = 0,
     temperature: float = 1.0,
     dimensions: int = 100,
-    window_tokens: int = 5,
+    window_tokens: int = 2,
     min_count: int = 1,
 ) -> Mixture:
     """Copies of equal tokens; others are made of the copied ones with the nearest vectors, by sparsemax of cosines."""
-    if temperature <= 0:
-        raise UserError(f"transfer.focus.temperature: {temperature}, where a number above 0 is needed")
     how = Learning(dimensions, window_tokens, min_count, seed)
+    check_positive("focus", temperature=temperature, **how.counts)
 
     def make() -> Sums:
         vectors = vectors_of_tokens(texts, target_tokenizer, how)

@@ -54,7 +54,9 @@ class Predicted:
         for some in np.array_split(chosen, -(-len(chosen) // TOGETHER) or 1):
             if len(some):
                 at = self.place[wanted[some]]
-                made = self.network.rows(self.gather, torch.from_numpy(self.forms[at]), torch.from_numpy(self.lengths[at]))
+                made = self.network.rows(
+                    self.gather, torch.from_numpy(self.forms[at]), torch.from_numpy(self.lengths[at])
+                )
                 rows[torch.from_numpy(some)] = made[:, self.matrix].to(rows)
         return rows
 

@@ -1,7 +1,8 @@
 """Orthogonal matching pursuit, many rows at a time. Pati+ 1993; inner products kept as in Rubinstein+ 2008.
 
 Greedy: the atom most alike what is left of a row is taken, the row is fitted anew to all atoms taken, and so on. As it
-stands, each step looks at every atom: a product with the whole table per row and step. Two things make that cheap.
+stands, each step looks at every atom: a product with the whole table per row and step. Where rows are narrow that is
+what is done. Where they are wide, two things make it cheap.
 
 Inner products of atoms, held if they fit, say what a step does to the likeness of all other atoms: the width of the
 rows plays no part in it. And a step seldom takes an atom that was not much alike a few steps before. So `STRIDE` steps
@@ -11,7 +12,7 @@ that atom in the list, until none is missed: what comes out is what looking at a
 that is `screened` leaves out that check: it looks at all atoms only to make the next list.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -19,10 +20,11 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-STRIDE = 8  # steps between two looks at all atoms
-SHORTLIST = 512
+STRIDE, SCREENED_STRIDE = 6, 8  # steps between two looks at all atoms
+SHORTLIST = 384
+NARROW = 384  # up to this width a product with the table costs less than reading inner products
 GRAM_BYTES = 4 << 30  # of inner products that are held at most: those of 32,768 atoms
-BATCH_BYTES = 32 << 20  # of likenesses to all atoms, or of gathered atoms, that a batch of rows may take
+BATCH_BYTES = 16 << 20  # of likenesses to all atoms, or of gathered atoms, that a batch of rows may take
 DEPENDENT = 1e-5  # an atom with less of its square outside the span of those taken adds nothing in float32
 DELICATE = 1e-2  # below this share the weights are computed again in float64
 TIE = 1e-5  # atoms whose likeness differs by a smaller share than this are equally good
@@ -49,7 +51,8 @@ class Atoms:
     @staticmethod
     def of(table: Float[Tensor, "A D"], *, rows: int, k: int, gram_bytes: int = GRAM_BYTES) -> "Atoms":
         """With inner products held if they fit, and if so many rows with k atoms each are worth making them."""
-        worth = rows * k >= len(table) and 4 * len(table) ** 2 <= gram_bytes
+        fits = table.shape[1] > NARROW and 4 * len(table) ** 2 <= gram_bytes
+        worth = fits and rows * k >= len(table)
         longest = float(table.square().sum(1).max().sqrt())
         return Atoms(table, inner_products(table) if worth else None, longest)
 
@@ -58,35 +61,40 @@ class Atoms:
     ) -> Pursuit:
         """At most k atoms for each row; fewer where what is left of it is no longer than `tolerance` times the row,
         or lies outside the span of all atoms."""
-        k = min(k, len(self.table))
-        size = min(len(self.table), SHORTLIST if screen is None else max(screen, k))
-        parts = [self._batch(part, k, size, screen is None, tolerance) for part in targets.split(self._rows(size))]
-        return Pursuit(*(torch.cat([part.__dict__[one.name] for part in parts]) for one in fields(Pursuit)))
+        k, count = min(k, len(self.table)), len(self.table)
+        if screen is not None:
+            stride, size = SCREENED_STRIDE, min(max(screen, k), count)
+        else:
+            stride, size = (STRIDE, min(SHORTLIST, count)) if self.gram is not None else (1, 1)
+        check = screen is None and stride > 1 and size < count
+        room = count + 3 * k * k + size * (k + (self.table.shape[1] if self.gram is None else 0))
+        parts = targets.split(max(1, BATCH_BYTES // (4 * room)))
+        made = [self._batch(part, _State.begun(self, part, k, size), stride, check, tolerance) for part in parts]
+        return Pursuit(*(torch.cat([part.__dict__[one.name] for part in made]) for one in fields(Pursuit)))
 
-    def _rows(self, size: int) -> int:
-        """How many rows are worked on together."""
-        count, width = self.table.shape
-        return max(1, BATCH_BYTES // (4 * (count if self.gram is not None else STRIDE * count + size * width)))
-
-    def _batch(self, targets: Tensor, k: int, size: int, exact: bool, tolerance: float) -> Pursuit:
-        state = _State.begun(self, targets, k, size)
-        for begin in range(0, k, STRIDE):
-            steps, rows = range(begin, min(begin + STRIDE, k)), torch.arange(len(targets), device=targets.device)
-            for attempt in range(len(steps)):  # each time one step more is right, so the last needs no check
+    def _batch(self, targets: Tensor, state: "_State", stride: int, check: bool, tolerance: float) -> Pursuit:
+        k = state.ids.shape[1]
+        for begin in range(0, k, stride):
+            steps, rows = range(begin, min(begin + stride, k)), torch.arange(len(targets), device=targets.device)
+            for attempt in steps:  # each time one step more is right, so the last attempt needs no check
                 _take(self, state, rows, steps)
-                missed = _look(self, state, rows, steps, attempt if exact and attempt + 1 < len(steps) else None)
-                rows = rows[missed]
+                if self.gram is None:
+                    _relist(self, state, steps.stop)
+                    break
+                rows = rows[_look(self, state, rows, steps, check=check and attempt != steps[-1])]
                 if len(rows) == 0:
                     break
             if bool((state.lengths < steps.stop).all()):
                 break
         return state.pursuit(self.table, tolerance)
 
-    def products(self, ids: Int64[Tensor, "*B T"], others: Int64[Tensor, "*B N"]) -> Float[Tensor, "*B T N"]:
-        """Inner products of atoms with other atoms."""
+    def products_with(self, others: Int64[Tensor, "*B N"]) -> Callable[[Tensor], Tensor]:
+        """A function from ids [*B, T] to the inner products [*B, T, N] of these atoms with the others."""
         if self.gram is not None:
-            return self.gram[ids[..., :, None], others[..., None, :]]
-        return self.table[ids] @ self.table[others].transpose(-1, -2)
+            flat, count = self.gram.view(-1), len(self.table)
+            return lambda ids: flat.take(ids[..., :, None] * count + others[..., None, :])
+        gathered = self.table[others].transpose(-1, -2)
+        return lambda ids: self.table[ids] @ gathered
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,8 +122,9 @@ class _State:
         ids = torch.zeros(rows, k, dtype=torch.int64, device=targets.device)
         inverse, squares = targets.new_zeros(rows, k, k), targets.square().sum(1)
         alike, known = first.gather(1, listed), targets.new_empty(rows, k, size)
-        more = ids, inverse, inverse.clone(), inverse[:, 0].clone(), torch.ones_like(squares), torch.zeros_like(ids[:, 0])
-        return _State(targets, squares, first, listed, alike, known, *more)
+        sums, left, pivot = inverse.clone(), inverse[:, 0].clone(), torch.ones_like(squares)
+        lengths = torch.zeros_like(ids[:, 0])
+        return _State(targets, squares, first, listed, alike, known, ids, inverse, sums, left, pivot, lengths)
 
     def pursuit(self, table: Tensor, tolerance: float) -> Pursuit:
         """What was taken until little enough is left: the first atoms are those of a search for fewer."""
@@ -132,16 +141,16 @@ class _State:
         return Pursuit(self.ids, weights, lengths)
 
 
-def _take(atoms: Atoms, state: _State, rows: Int64[Tensor, "S"], steps: range) -> None:
+def _take(atoms: Atoms, state: _State, rows: Int64[Tensor, "W"], steps: range) -> None:
     """Makes these steps for these rows, each among its listed atoms; what was there of the steps is overwritten."""
     listed, likeness, known = state.listed[rows], state.alike[rows], state.known[rows]
     ids, inverse, sums, left = state.ids[rows], state.inverse[rows], state.sums[rows], state.left[rows]
     lengths, pivot, squares = state.lengths[rows].clamp_max(steps.start), state.pivot[rows], state.squares[rows]
-    every = torch.arange(len(rows), device=rows.device)
+    every, products = torch.arange(len(rows), device=rows.device), atoms.products_with(listed)
     for t in steps:
         place = likeness.abs().argmax(1)
         best, ids[:, t] = likeness[every, place], listed[every, place]
-        known[:, t] = atoms.products(ids[:, t : t + 1], listed)[:, 0]
+        known[:, t] = products(ids[:, t : t + 1])[:, 0]
         square = known[every, t, place]
         inside = torch.bmm(inverse[:, :t, :t], known[every, :t, place][:, :, None])
         outside = (square - inside.square().sum((1, 2))).clamp_min(0)
@@ -160,25 +169,35 @@ def _take(atoms: Atoms, state: _State, rows: Int64[Tensor, "S"], steps: range) -
         state.__dict__[name][rows] = values
 
 
-def _look(atoms: Atoms, state: _State, rows: Int64[Tensor, "S"], steps: range, attempt: int | None) -> Bool[Tensor, "S"]:
-    """For which rows a step should have taken an atom outside the list, which now is in it; others get a new list.
-    No attempt: nothing is checked."""
+def _relist(atoms: Atoms, state: _State, steps: int) -> None:
+    """New lists for all rows after so many steps, by the table alone."""
+    taken, size = state.ids[:, :steps], state.listed.shape[1]
+    rest = state.targets - torch.bmm(state.sums[:, steps - 1 : steps, :steps], atoms.table[taken])[:, 0]
+    now = rest @ atoms.table.T
+    sizes = now.abs()
+    state.listed[:] = sizes.argmax(1, keepdim=True) if size == 1 else sizes.topk(size, dim=1).indices
+    state.alike[:] = now.gather(1, state.listed)
+    state.known[:, :steps] = atoms.products_with(state.listed)(taken)
+
+
+def _look(atoms: Atoms, state: _State, rows: Int64[Tensor, "W"], steps: range, *, check: bool) -> Bool[Tensor, "W"]:
+    """For which rows a step should have taken an atom outside the list, which now is in it; others get a new list."""
     missed = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-    seen = range(steps.stop - 1 if attempt is None else steps.start, steps.stop)
-    for place, now in enumerate(_courses(atoms, state, rows, seen)):
-        row, sizes = int(rows[place]), now.abs()
-        if attempt is not None and _is_missed(atoms, state, row, steps, sizes):
+    for place, row in enumerate(rows.tolist()):
+        now = _course(atoms, state, row, steps if check else range(steps.stop - 1, steps.stop))
+        sizes = now.abs()
+        if check and _is_missed(atoms, state, row, steps, sizes):
             missed[place] = True
-            _add(atoms, state, row, steps.start, sizes[:-1].argmax(1), attempt)
+            _add(atoms, state, row, steps.start, sizes[:-1].argmax(1))
         else:
             state.listed[row] = sizes[-1].topk(state.listed.shape[1]).indices
             state.alike[row] = now[-1][state.listed[row]]
-            state.known[row, : steps.stop] = atoms.products(state.ids[row, : steps.stop], state.listed[row])
+            state.known[row, : steps.stop] = atoms.products_with(state.listed[row])(state.ids[row, : steps.stop])
     return missed
 
 
 def _is_missed(atoms: Atoms, state: _State, row: int, steps: range, sizes: Float[Tensor, "S A"]) -> bool:
-    """Whether an atom was more alike than the one taken after any step but the last."""
+    """Whether an atom was more alike than the one taken, after any step but the last."""
     most = sizes[:-1].amax(1)
     had = sizes[:-1].gather(1, state.ids[row, steps.start + 1 : steps.stop, None])[:, 0]
     tried = torch.arange(steps.start + 1, steps.stop, device=sizes.device) <= state.lengths[row]
@@ -186,27 +205,25 @@ def _is_missed(atoms: Atoms, state: _State, row: int, steps: range, sizes: Float
     return bool((tried & something & (had < (1 - TIE) * most)).any())
 
 
-def _add(atoms: Atoms, state: _State, row: int, begin: int, better: Int64[Tensor, "B"], attempt: int) -> None:
-    """Puts atoms into a row's list in place of those least alike, which are its last."""
-    end = state.listed.shape[1] - attempt * len(better)
-    where = slice(max(end - len(better), 0), max(end, 0))
-    better = better[: where.stop - where.start]
-    products = atoms.products(state.ids[row, :begin], better)
-    state.listed[row, where], state.known[row, :begin, where] = better, products
+def _add(atoms: Atoms, state: _State, row: int, begin: int, better: Int64[Tensor, "B"]) -> None:
+    """Puts atoms at the end of a row's list, in place of those least alike; what was put there before moves up."""
+    better = better[: state.listed.shape[1]]
+    count = len(better)
+    products = atoms.products_with(better)(state.ids[row, :begin])
     fitted = state.sums[row, begin - 1, :begin] @ products if begin else 0
-    state.alike[row, where] = state.first[row, better] - fitted
+    for part in (state.listed[row], state.alike[row], state.known[row, :begin]):
+        part[..., -2 * count : -count] = part[..., -count:].clone()
+    state.listed[row, -count:], state.known[row, :begin, -count:] = better, products
+    state.alike[row, -count:] = state.first[row, better] - fitted
 
 
-def _courses(atoms: Atoms, state: _State, rows: Int64[Tensor, "R"], steps: range) -> Iterator[Float[Tensor, "S A"]]:
-    """The likeness of all atoms to what is left of each row, after each of the steps."""
-    for row in rows.tolist():
-        taken, sums = state.ids[row, : steps.stop], state.sums[row, steps.start : steps.stop, : steps.stop]
-        if atoms.gram is not None:
-            same = taken.expand(len(steps), -1).contiguous()
-            fitted = embedding_bag(same, atoms.gram, per_sample_weights=sums.contiguous(), mode="sum")
-            yield torch.sub(state.first[row], fitted, out=fitted)
-        else:
-            yield torch.mm(state.targets[row] - sums @ atoms.table[taken], atoms.table.T)
+def _course(atoms: Atoms, state: _State, row: int, steps: range) -> Float[Tensor, "S A"]:
+    """The likeness of all atoms to what is left of a row, after each of the steps, by their inner products."""
+    assert atoms.gram is not None
+    bags = state.ids[row, : steps.stop].expand(len(steps), -1).contiguous()
+    weights = state.sums[row, steps.start : steps.stop, : steps.stop].contiguous()
+    fitted = embedding_bag(bags, atoms.gram, per_sample_weights=weights, mode="sum")
+    return torch.sub(state.first[row], fitted, out=fitted)
 
 
 def _least_squares(taken: Float[Tensor, "T D"], row: Float[Tensor, "D"]) -> Float[Tensor, "T"]:

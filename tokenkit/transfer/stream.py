@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -27,7 +27,7 @@ from tokenkit.transfer.evidence import Evidence
 from tokenkit.transfer.initialize import Choice, RowMaker, origins, row_blocks
 from tokenkit.transfer.mixture import pieces_mixture
 from tokenkit.transfer.plan import Override, Side, TransferPlan, plan_transfer
-from tokenkit.transfer.rows import Known
+from tokenkit.transfer.rows import Known, Rows
 from tokenkit.transfer.shards import INDEX, Checkpoint, FileRows, open_checkpoint, read_index
 
 Part = Literal["input", "head", "bias"]
@@ -168,7 +168,11 @@ def stream_transfer(
     embedding, output = checkpoint.rows(tables.input), checkpoint.rows(head)
     source_rows = min(embedding.shape[0], output.shape[0])
     plan = plan_transfer(source, target, source_rows=source_rows, override=override, kept=kept)
-    size, known = padded_size(target.vocab_size, pad_to_multiple_of), evidence or Evidence(source, target)
+    size = padded_size(target.vocab_size, pad_to_multiple_of)
+    matrices: dict[Side, Rows] = {"input": embedding}
+    if not tables.tied:
+        matrices["head"] = output
+    known = replace(evidence or Evidence(source, target), matrices=matrices)
 
     def rows(old: FileRows, maker: RowMaker) -> TargetRows:
         return TargetRows(old, maker, Known(old, min(plan.source_vocab, old.shape[0])), size)
@@ -225,7 +229,9 @@ def _write_index(checkpoint: Checkpoint, files: list[Path], folder: Path) -> Non
     if "total_parameters" in metadata:
         before = sum(entry.num_bytes // entry.itemsize for entry in checkpoint.entries.values())
         metadata["total_parameters"] += sum(entry.num_bytes // entry.itemsize for entry in entries) - before
-    described |= {"metadata": metadata, "weight_map": {entry.name: entry.path.name for entry in entries}}
+    where = {entry.name: entry.path.name for entry in entries}
+    order = [name for name in described["weight_map"] if name in where]
+    described |= {"metadata": metadata, "weight_map": {name: where[name] for name in dict.fromkeys([*order, *where])}}
     (folder / INDEX).write_text(json.dumps(described, indent=2) + "\n", "utf-8")
 
 

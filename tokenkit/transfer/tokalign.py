@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
-from tokenkit.config import UserError
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.transfer import initializer
 from tokenkit.transfer.evidence import Texts
 from tokenkit.transfer.mixture import Mixture, pieces_mixture
+from tokenkit.transfer.options import check_positive
 from tokenkit.transfer.plan import Side, TransferPlan
 from tokenkit.transfer.rows import Rows
 from tokenkit.transfer.token_vectors import (
@@ -38,21 +38,18 @@ def tokalign(
     side: Side,
     seed: int = 0,
     pivots: int = 300,
-    neighbours: int = 1,
+    neighbours: int = 10,
     temperature: float = 0.1,
     dimensions: int = 100,
-    window_tokens: int = 5,
+    window_tokens: int = 2,
     min_count: int = 1,
 ) -> Mixture:
     """Copies of equal tokens; others copy the source token nearest by co-occurrence, or mix the `neighbours` nearest.
 
     Several are weighted by the softmax of cosines / temperature.
     """
-    if temperature <= 0 or neighbours < 1 or pivots < 1:
-        values = {"temperature": temperature, "neighbours": neighbours, "pivots": pivots}
-        name = min(values, key=lambda one: values[one])
-        raise UserError(f"transfer.tokalign.{name}: {values[name]}, where a number above 0 is needed")
     how = Learning(dimensions, window_tokens, min_count, seed)
+    check_positive("tokalign", pivots=pivots, neighbours=neighbours, temperature=temperature, **how.counts)
 
     def make() -> Sums:
         old, new = (vectors_of_tokens(texts, one, how) for one in (source_tokenizer, target_tokenizer))

@@ -27,6 +27,7 @@ from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.transfer import initializer
 from tokenkit.transfer.evidence import Texts
 from tokenkit.transfer.mixture import Mixture, Origin, pieces_mixture
+from tokenkit.transfer.options import check_positive
 from tokenkit.transfer.plan import Side, TransferPlan
 from tokenkit.transfer.rows import Known, Rows, TensorRows
 from tokenkit.transfer.snippets import Snippet, chosen_snippets
@@ -73,6 +74,12 @@ class Training:
     layer: int
     seed: int
 
+    @property
+    def counts(self) -> dict[str, int | float]:
+        """The options that must be positive."""
+        names = ("passes", "max_steps", "batch_size", "learning_rate")
+        return {name: self.__dict__[name] for name in names}
+
     def batches(self, snippets: Sequence[Snippet]) -> Iterator[tuple[float, list[Snippet]]]:
         """Snippets of each step, and the share of the learning rate, which falls to 0 along a line."""
         per_pass = -(-len(snippets) // self.batch_size)
@@ -110,7 +117,10 @@ def token_distillation(
     spread of the source rows. Output rows stay those of `fvt`, or predict the next token after the model's own states.
     """
     how = Training(passes, max_steps, batch_size, learning_rate, layer, seed)
-    _check(how, snippet_bytes, snippets_per_token, model)
+    check_positive(
+        "token_distillation", snippet_bytes=snippet_bytes, snippets_per_token=snippets_per_token, **how.counts
+    )
+    _check_layer(model, layer)
     chain = pieces_mixture(source, plan, side, seed=seed)
     if side == "head" and head == "fvt":
         return chain
@@ -121,65 +131,92 @@ def token_distillation(
 
     def learn() -> Mixture | LearntRows:
         snippets = texts.once(("snippets", plan, *mined.values()), mine)
-        if not snippets:
-            return chain
+        tied = head_matrix(model) is input_matrix(model)
         with frozen(model):
-            return (learn_inputs if side == "input" else learn_outputs)(model, chain, plan, snippets, how)
+            outputs = side == "head" or (tied and head == "cross_entropy")
+            return learn_rows(model, chain, plan, snippets, how, inputs=side == "input", outputs=outputs)
 
-    return texts.once(("token_distillation", plan, side, *mined.values(), how), learn)
+    return texts.once(("token_distillation", plan, side, head, *mined.values(), how), learn)
 
 
-def learn_inputs(
-    model: PreTrainedModel, chain: Mixture, plan: TransferPlan, snippets: Sequence[Snippet], how: Training
-) -> LearntRows:
-    """Input rows of the free ids in the snippets, by the squared distance of hidden states at common ends."""
-    ids, count = _free_first(np.concatenate([NONE, *(one.target_ids for one in snippets)]), plan)
-    number = np.zeros(len(chain), np.int64)
-    number[ids] = np.arange(len(ids))
-    matrix = input_matrix(model)
-    fixed = chain(ids).to(matrix.device, torch.float32)
-    learnt = nn.Parameter(fixed[:count].clone())
+def learn_rows(
+    model: PreTrainedModel,
+    chain: Mixture,
+    plan: TransferPlan,
+    snippets: Sequence[Snippet],
+    how: Training,
+    *,
+    inputs: bool,
+    outputs: bool,
+) -> Mixture | LearntRows:
+    """Rows of the free ids in the snippets, which start as the chain's, for their use as inputs, outputs or both."""
+    seen = [one.target_ids if inputs else _following(one)[1] for one in snippets]
+    ids = np.intersect1d(np.concatenate([NONE, *seen]), plan.free)
+    if len(ids) == 0:
+        return chain
+    device = input_matrix(model).device
+    learnt = nn.Parameter(chain(ids).to(device, torch.float32))
     optimizer, unit = torch.optim.Adagrad([learnt]), how.learning_rate * _spread(chain)
-    for share, batch in how.batches(snippets) if count else ():
-        first = [np.searchsorted(one.target_ends, np.argmax(number[one.target_ids] < count)) for one in batch]
-        distinct, local = np.unique(np.concatenate([number[one.target_ids] for one in batch]), return_inverse=True)
-        here = torch.from_numpy(distinct).to(matrix.device)
-        table = torch.cat([learnt[here[here < count]], fixed[here[here >= count]]]).to(matrix.dtype)
-        cut_at = np.cumsum([len(one.target_ids) for one in batch])[:-1]
+    losses: list[StatesAgree | NextToken] = [StatesAgree(model, chain, ids, how.layer)] if inputs else []
+    if outputs:
+        losses.append(NextToken(model, chain, ids))
+    for share, batch in how.batches(snippets):
+        optimizer.param_groups[0]["lr"] = unit * share
+        optimizer.zero_grad()
+        torch.stack([loss(batch, learnt) for loss in losses]).sum().backward()
+        optimizer.step()
+    return LearntRows(chain, ids, learnt.detach())
+
+
+class StatesAgree:
+    """How far the hidden states after the new tokens are from those after the model's own, as a share of these."""
+
+    def __init__(self, model: PreTrainedModel, chain: Mixture, ids: Int64[ndarray, "L"], layer: int) -> None:
+        self.model, self.chain, self.ids, self.layer = model, chain, ids, layer
+
+    def __call__(self, batch: Sequence[Snippet], learnt: Float[Tensor, "L D"]) -> Float[Tensor, ""]:
+        """The mean square of the differences over that of the states, at common ends from the first learnt token on."""
+        first = [np.searchsorted(one.target_ends, np.argmax(np.isin(one.target_ids, self.ids))) for one in batch]
         with torch.no_grad():
             ends = [one.source_ends[k:] for one, k in zip(batch, first, strict=True)]
-            wanted = _states(ModelView(model), [one.source_ids for one in batch], ends, how.layer).float()
+            wanted = _states(ModelView(self.model), [one.source_ids for one in batch], ends, self.layer).float()
+        table, inputs = self._table(batch, learnt)
         ends = [one.target_ends[k:] for one, k in zip(batch, first, strict=True)]
-        found = _states(ModelView(model, tables={"input": table}), np.split(local, cut_at), ends, how.layer).float()
-        _step(optimizer, (found - wanted).square().mean() / wanted.square().mean(), share * unit)
-    return LearntRows(chain, ids[:count], learnt.detach())
+        found = _states(ModelView(self.model, tables={"input": table}), inputs, ends, self.layer).float()
+        return (found - wanted).square().mean() / wanted.square().mean()
+
+    def _table(self, batch: Sequence[Snippet], learnt: Tensor) -> tuple[Tensor, list[ndarray]]:
+        """The rows of the ids of a batch, and the batch with ids that count them."""
+        distinct, places = np.unique(np.concatenate([one.target_ids for one in batch]), return_inverse=True)
+        new = np.isin(distinct, self.ids)
+        rows = self.chain(distinct).to(learnt.device, torch.float32)
+        where = torch.from_numpy(np.flatnonzero(new)).to(learnt.device)
+        which = torch.from_numpy(np.searchsorted(self.ids, distinct[new])).to(learnt.device)
+        table = rows.index_copy(0, where, learnt[which]).to(input_matrix(self.model).dtype)
+        return table, np.split(places, np.cumsum([len(one.target_ids) for one in batch])[:-1])
 
 
-def learn_outputs(
-    model: PreTrainedModel, chain: Mixture, plan: TransferPlan, snippets: Sequence[Snippet], how: Training
-) -> LearntRows:
-    """Output rows of the free ids that begin at common ends, by cross entropy after the last states of the model."""
-    ids, count = _free_first(np.concatenate([NONE, *(_following(one)[1] for one in snippets)]), plan)
-    every, device = np.arange(len(chain)), head_matrix(model).device
-    fixed = chain(every).to(device, torch.float32)
-    bias = output_head(model).bias
-    if bias is not None:
-        biases = Known(TensorRows(bias.detach()[:, None]), chain.known.size)
-        bias = chain.over(biases)(every)[:, 0]
-    form = LogitForm(bias, **logit_settings(model))
-    places = torch.from_numpy(ids[:count]).to(device)
-    learnt = nn.Parameter(fixed[places].clone())
-    optimizer, unit = torch.optim.Adagrad([learnt]), how.learning_rate * _spread(chain)
-    for share, batch in how.batches(snippets) if count else ():
+class NextToken:
+    """The cross entropy of the target token that begins where the model has read its own tokens to."""
+
+    def __init__(self, model: PreTrainedModel, chain: Mixture, ids: Int64[ndarray, "L"]) -> None:
+        every, device = np.arange(len(chain)), head_matrix(model).device
+        bias = output_head(model).bias
+        if bias is not None:
+            bias = chain.over(Known(TensorRows(bias.detach()[:, None]), chain.known.size))(every)[:, 0]
+        self.form = LogitForm(bias, **logit_settings(model))
+        self.model, self.fixed = model, chain(every).to(device, torch.float32)
+        self.places = torch.from_numpy(ids).to(device)
+
+    def __call__(self, batch: Sequence[Snippet], learnt: Float[Tensor, "L D"]) -> Float[Tensor, ""]:
+        """Nats per token that begins at a common end; 0 where none does."""
         ends, labels = zip(*(_following(one) for one in batch), strict=True)
         with torch.no_grad():
-            states = _states(ModelView(model), [one.source_ids for one in batch], ends, -1).float()
-            logits = states @ fixed.T
-        logits = form(logits.index_copy(1, places, states @ learnt.T))
-        wanted = torch.from_numpy(np.concatenate(labels)).to(device)
-        if len(wanted):
-            _step(optimizer, cross_entropy(logits, wanted), share * unit)
-    return LearntRows(chain, ids[:count], learnt.detach())
+            states = _states(ModelView(self.model), [one.source_ids for one in batch], ends, -1).float()
+            logits = states @ self.fixed.T
+        logits = self.form(logits.index_copy(1, self.places, states @ learnt.T))
+        wanted = torch.from_numpy(np.concatenate(labels)).to(logits.device)
+        return cross_entropy(logits, wanted, reduction="sum") / max(1, len(wanted))
 
 
 @contextmanager
@@ -222,44 +259,15 @@ def _following(one: Snippet) -> tuple[Int64[ndarray, "L"], Int64[ndarray, "L"]]:
     return one.source_ends[more], one.target_ids[one.target_ends[more] + 1]
 
 
-def _free_first(ids: Int64[ndarray, "T"], plan: TransferPlan) -> tuple[Int64[ndarray, "L"], int]:
-    """The distinct ids, those first whose rows an initialiser makes, and how many these are."""
-    distinct = np.unique(ids)
-    free = np.isin(distinct, plan.free)
-    return np.concatenate([distinct[free], distinct[~free]]), int(free.sum())
-
-
 def _spread(chain: Mixture) -> float:
     """The root mean square of the dimensions' deviations over the source rows."""
     return float(chain.known.deviation.square().mean().sqrt())
 
 
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor, learning_rate: float) -> None:
-    optimizer.param_groups[0]["lr"] = learning_rate
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-
-
-def _check(how: Training, snippet_bytes: int, snippets_per_token: int, model: PreTrainedModel) -> None:
-    """UserError for options out of their range."""
-    least = {
-        "passes": how.passes,
-        "max_steps": how.max_steps,
-        "batch_size": how.batch_size,
-        "snippet_bytes": snippet_bytes,
-        "snippets_per_token": snippets_per_token,
-    }
-    for name, value in least.items():
-        if value < 1:
-            raise UserError(f"transfer.token_distillation.{name}: {value}, where a whole number from 1 is needed")
-    if how.learning_rate <= 0:
-        raise UserError(
-            f"transfer.token_distillation.learning_rate: {how.learning_rate}, where a number above 0 is needed"
-        )
+def _check_layer(model: PreTrainedModel, layer: int) -> None:
     layers = model.config.get_text_config().num_hidden_layers
-    if not -layers <= how.layer <= layers or how.layer == 0:
+    if not 1 <= abs(layer) <= layers:
         raise UserError(
-            f"transfer.token_distillation.layer: {how.layer}, where the model has {layers}; "
+            f"transfer.token_distillation.layer: {layer}, where the model has {layers}; "
             f"write one from 1 to {layers}, or from -{layers} to -1"
         )

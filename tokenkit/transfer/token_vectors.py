@@ -17,7 +17,6 @@ from jaxtyping import Bool, Float, Float32, Float64, Int32, Int64
 from numpy import ndarray
 from torch import Tensor
 
-from tokenkit.config import UserError
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.transfer.evidence import Texts
 from tokenkit.transfer.mixture import ranges
@@ -72,10 +71,10 @@ class Learning:
     """Fewer occurrences give no vector."""
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        for name in ("dimensions", "window_tokens", "min_count"):
-            if self.__dict__[name] < 1:
-                raise UserError(f"{name}: {self.__dict__[name]}, where a whole number from 1 is needed")
+    @property
+    def counts(self) -> dict[str, int]:
+        """The options that must be positive."""
+        return {name: self.__dict__[name] for name in ("dimensions", "window_tokens", "min_count")}
 
 
 def vectors_of_tokens(texts: Texts, tokenizer: Tokenizer, how: Learning) -> TokenVectors:
@@ -114,7 +113,7 @@ class Spelled:
         self.vectors, self.counts = vectors, counts
         self.place = {spelling: i for i, spelling in enumerate(spellings)}
         self.spellings = spellings
-        used = Counter(ngram for spelling in spellings for ngram in set(_ngrams(spelling)))
+        used = Counter(ngram for spelling in spellings for ngram in dict.fromkeys(_ngrams(spelling)))
         common = (ngram for ngram, strings in used.items() if strings > 1)  # others tell of no other string
         self.ngrams = {ngram: i for i, ngram in enumerate(common)}
         means = self._means(spellings)
@@ -147,7 +146,7 @@ class Spelled:
 Sums = tuple[Int64[ndarray, "R"], Int64[ndarray, "R"], Int32[ndarray, "Q"], Float32[ndarray, "Q"]]
 
 
-def sums_of(blocks: Sequence[tuple[Int64[ndarray, "B"], Float[Tensor, "B K"], Int64[ndarray, "B K"]]]) -> Sums:
+def sums_of(blocks: Sequence[tuple[Int64[ndarray, "_"], Float[Tensor, "_ _"], Int64[ndarray, "_ _"]]]) -> Sums:
     """For `Mixture.replaced`, of target ids with weights and source ids each: what has no weight is left out."""
     if not blocks:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32)

@@ -12,11 +12,11 @@ from jaxtyping import Float, Int64
 from numpy import ndarray
 from torch import Tensor
 
-from tokenkit.config import UserError
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.transfer import initializer
 from tokenkit.transfer.evidence import Texts
 from tokenkit.transfer.mixture import Mixture, pieces_mixture
+from tokenkit.transfer.options import check_positive
 from tokenkit.transfer.plan import Side, TransferPlan
 from tokenkit.transfer.rows import Rows
 from tokenkit.transfer.token_vectors import (
@@ -40,18 +40,16 @@ def wechsel(
     *,
     side: Side,
     seed: int = 0,
-    space: Literal["words", "tokens"] = "words",
+    space: Literal["words", "tokens"] = "tokens",
     neighbours: int = 10,
     temperature: float = 0.1,
     dimensions: int = 100,
-    window_tokens: int = 5,
+    window_tokens: int = 2,
     min_count: int = 1,
 ) -> Mixture:
     """Copies of equal tokens; others are the softmax of cosines / temperature over the nearest source tokens."""
-    if temperature <= 0 or neighbours < 1:
-        wrong = f"temperature: {temperature}" if temperature <= 0 else f"neighbours: {neighbours}"
-        raise UserError(f"transfer.wechsel.{wrong}, where a number above 0 is needed")
     how = Learning(dimensions, window_tokens, min_count, seed)
+    check_positive("wechsel", neighbours=neighbours, temperature=temperature, **how.counts)
 
     def make() -> Sums:
         if space == "words":

@@ -17,6 +17,7 @@ from tokenkit.export.expanded import export_model
 from tokenkit.export.hub import push
 from tokenkit.export.ternary import export_latent, export_ternary
 from tokenkit.export.ternary_layout import stock_layout
+from tokenkit.models.hypernet import Hypernet, hypernet_for
 from tokenkit.models.ternary import set_strength, strength_at
 from tokenkit.models.ternary_watch import TernaryWatch
 from tokenkit.models.view import ModelView
@@ -61,6 +62,7 @@ def distill(run: DistillRun, *, resume: bool = False, quiet: bool = False) -> di
     before = _before_training(run, sides, held_out, measure)
     progress = train(task, batches, run.train, folder, measure, label="+".join(objective.weights()), quiet=quiet)
     after = measure()
+    task.materialise()
     if progress.step not in folder.logged("bits_per_byte"):
         folder.log({"step": progress.step, **after})
     _export(run, sides)
@@ -102,7 +104,17 @@ def task_of(run: DistillRun, sides: Sides, objective: Objective) -> TextTask:
         teacher_width=record.manifest.hidden_width if record is not None else None,
         seed=run.train.seed,
         ternary=run.ternary,
+        hypernet=_hypernet(run, sides),
     )
+
+
+def _hypernet(run: DistillRun, sides: Sides) -> Hypernet | None:
+    """The network that is learnt along, as wide as the rows that the student begins with."""
+    if run.hypernet is None:
+        return None
+    made = hypernet_for(run.hypernet, sides.student.model, sides.student_tokenizer.vocab_size, seed=run.train.seed)
+    made.byte_rows.requires_grad_(False)  # every row has one of its own
+    return made
 
 
 def _export(run: DistillRun, sides: Sides) -> None:

@@ -9,6 +9,7 @@ from tokenkit.config import Config, UserError
 from tokenkit.data.batch import DataConfig
 from tokenkit.eval.harness import Evaluation
 from tokenkit.export.hub import HubConfig, check_push
+from tokenkit.models.hypernet_layers import HypernetConfig
 from tokenkit.models.student import StudentConfig
 from tokenkit.models.ternary import TernaryConfig
 from tokenkit.objective import LossesConfig, losses_config
@@ -70,6 +71,9 @@ class DistillRun(Config):
     target_tokenizer: TokenizerSpec | None = None
     """The student's new tokenizer: `NAME` or `NAME:target=KIND:conversion=...`, or these keys. None keeps its own."""
     transfer: TransferOptions = TransferOptions()
+    hypernet: HypernetConfig | None = None
+    """The student's rows are what a network makes of trained ones, learnt along with them; in the end they are rows
+    again. null: none."""
     expand_inputs: bool = False
     """Of a byte-level student: add to each byte's embedding the old one of the longest old token that ends there."""
     plugins: list[Path] = []
@@ -93,6 +97,11 @@ class DistillRun(Config):
         check_push(self.push_to_hub, self.hub)
         if self.teachers and (self.teacher is not None or self.record is not None):
             raise UserError("teachers: beside teacher or record; keep one of them")
+        if self.hypernet is not None and not self.hypernet.residual:
+            raise UserError("hypernet.residual: false would forget the rows that the student begins with; leave it out")
+        for key in ("on_policy", "expand_inputs"):
+            if self.hypernet is not None and self.__dict__[key]:
+                raise UserError(f"hypernet: beside {key}, which reads the student's own rows; leave one of them out")
         if self.ternary is not None and self.train.mode != "full":
             raise UserError(
                 f"train.mode: {self.train.mode!r} beside ternary, which trains matrices; write train.mode=full"

@@ -66,7 +66,7 @@ class TransferSection(Config):
 
     def choice(self) -> Choice:
         """The initialisers and their options."""
-        given = {name: self.__dict__[name] for name in INITIALIZERS if self.__dict__.get(name) is not None}
+        given = {name: self.__dict__[name] for name in SECTIONS if self.__dict__.get(name) is not None}
         options = {name: {key: one.__dict__[key] for key in one.model_fields_set} for name, one in given.items()}
         return Choice(self.initializer, self.head_initializer, options, self.seed)
 
@@ -139,6 +139,8 @@ class TransferRun(Config):
     transfer: TransferOptions = TransferOptions()
     reverse: bool = False
     """Give the model the tokenizer back that it had before a transfer with `keep_reverse`."""
+    reverse_from: Path | None = None
+    """The folder that the transfer wrote, where the model was trained since and stands in another."""
     delta: bool = False
     """Write new rows and tokenizer only: a folder for `model.delta`, beside the same base."""
     keep_reverse: bool = False
@@ -192,7 +194,7 @@ def _known_rows(run: TransferRun) -> dict[str, Any]:
     source = load_tokenizer(run.model.tokenizer or TokenizerSpec(name=str(checkpoint.folder)))
     if run.model.delta is not None:
         return write_with_delta(checkpoint, source, run.model.delta, run.output, run.body)
-    return write_reversed(checkpoint, source, run.output, run.body)
+    return write_reversed(checkpoint, source, run.reverse_from or checkpoint.folder, run.output, run.body)
 
 
 def _streamable(run: TransferRun) -> tuple[Checkpoint | None, str]:

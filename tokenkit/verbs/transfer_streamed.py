@@ -112,18 +112,18 @@ def write_with_delta(
     rewrite, _ = put_on(open_delta(delta), checkpoint, source, target)
     with drafted(output) as draft:
         rewrite.write(draft, body=body)
-        _write_tokenizer(source, target, draft)
+        for path in _tokenizer_files(delta):
+            shutil.copyfile(path, draft / path.name)
+        compare_ids(draft, target, TEXTS)
         _verify(rewrite, draft)
     return {"source": str(checkpoint.folder), "delta": str(delta), "rows": rewrite.size}
 
 
-def write_reversed(checkpoint: Checkpoint, source: Tokenizer, output: Path, body: Body) -> Figures:
-    """Writes a transferred model with the tokenizer that it had before."""
-    folder = checkpoint.folder / REVERSE
+def write_reversed(checkpoint: Checkpoint, source: Tokenizer, kept: Path, output: Path, body: Body) -> Figures:
+    """Writes a transferred model with the tokenizer that it had before, which a folder has kept."""
+    folder = kept / REVERSE
     if not folder.is_dir():
-        raise UserError(
-            f"{checkpoint.folder}: no {REVERSE}/ inside; only `tokenkit transfer keep_reverse=true` keeps a way back"
-        )
+        raise UserError(f"{kept}: no {REVERSE}/ inside; only `tokenkit transfer keep_reverse=true` keeps a way back")
     target = load_tokenizer(str(folder))
     rewrite, untouched = put_on(open_delta(folder), checkpoint, source, target, trained=True)
     with drafted(output) as draft:

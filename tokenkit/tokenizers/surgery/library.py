@@ -5,14 +5,21 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 import tokenizers
 from jaxtyping import Int32, Int64
 from numpy import ndarray
 
-from tokenkit.tokenizers.pieces import BYTE_FALLBACK, Definition, is_byte_level, model_vocabulary, space_mark, unknown_id
+from tokenkit.tokenizers.pieces import (
+    BYTE_FALLBACK,
+    Definition,
+    is_byte_level,
+    model_vocabulary,
+    space_mark,
+    unknown_id,
+)
 
 BATCH = 64  # documents that are tokenised together
 RARE_JOIN = 1e-3  # share of the tokens below which a kind of join does not count as something the vocabulary has
@@ -69,7 +76,7 @@ class Joins:
         found: Counter[str] = Counter()
         for piece in pieces:
             kinds = "".join(_kind(character, mark) for character in piece)
-            found.update({a + b for a, b in zip(kinds, kinds[1:])})
+            found.update({a + b for a, b in pairwise(kinds)})
         return cls(mark, frozenset(join for join, count in found.items() if count >= RARE_JOIN * len(pieces)) - {"MM"})
 
     def __call__(self, left: str, right: str) -> bool:

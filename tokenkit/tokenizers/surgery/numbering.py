@@ -9,14 +9,13 @@ from tokenkit.tokenizers.pieces import Definition, model_type, model_vocabulary
 
 def renumbered(definition: Definition, ids: Mapping[int, int]) -> Definition:
     """The tokenizer with only the tokens whose old ids are given, under their new ids; merges are left as they are."""
-    model, added = definition["model"], definition.get("added_tokens") or []
-    if isinstance(model["vocab"], dict):
-        kept = {piece: ids[i] for piece, i in model["vocab"].items() if i in ids}
+    pieces, added = definition["model"]["vocab"], definition.get("added_tokens") or []
+    if isinstance(pieces, dict):
+        kept = {piece: ids[i] for piece, i in pieces.items() if i in ids}
         vocabulary: Any = dict(sorted(kept.items(), key=lambda item: item[1]))
     else:
-        kept = {ids[i]: entry for i, entry in enumerate(model["vocab"]) if i in ids}
-        vocabulary = [entry for _, entry in sorted(kept.items())]
-    model = {**model, "vocab": vocabulary}
+        vocabulary = [entry for _, entry in sorted((ids[i], entry) for i, entry in enumerate(pieces) if i in ids)]
+    model: dict[str, Any] = {**definition["model"], "vocab": vocabulary}
     if model.get("unk_id") is not None:
         model["unk_id"] = ids[model["unk_id"]]
     tokens = [{**token, "id": ids[token["id"]]} for token in added if token["id"] in ids]

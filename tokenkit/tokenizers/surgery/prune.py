@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import Literal
 
-import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
 from tokenkit.config import UserError
 from tokenkit.tokenizers.hf import HFTokenizer
-from tokenkit.tokenizers.pieces import BYTE_FALLBACK, Definition, is_byte_level, model_type
-from tokenkit.tokenizers.surgery.bpe import MergeList, Pair, merge_pairs, require_plain, written
+from tokenkit.tokenizers.pieces import BYTE_FALLBACK, Definition, model_type, model_vocabulary, space_mark
+from tokenkit.tokenizers.surgery.bpe import MergeList, require_plain, written
 from tokenkit.tokenizers.surgery.library import ordinary_pieces
 from tokenkit.tokenizers.surgery.numbering import renumbered
 
@@ -44,16 +43,14 @@ class Structure:
     """Which ordinary tokens may go at all, and which need which."""
 
     def __init__(self, tokenizer: HFTokenizer) -> None:
-        definition = tokenizer.definition
-        self.pieces = ordinary_pieces(definition)
-        fixed = _fixed(definition, self.pieces)
-        self.removable = {i for piece, i in self.pieces.items() if piece not in fixed}
-        splits: Mapping[str, Pair | None] = {}
-        if model_type(definition) == "BPE":
-            splits = MergeList.of(definition).splits
-        every = MergeList.of(definition).vocabulary if splits else self.pieces
+        definition = self.definition = tokenizer.definition
+        pieces = ordinary_pieces(definition)
+        fixed = _fixed(definition, pieces)
+        self.removable = {i for piece, i in pieces.items() if piece not in fixed}
+        self.merges = MergeList.of(definition) if model_type(definition) == "BPE" else MergeList({}, [])
+        ids = self.merges.vocabulary
         self.parts: dict[int, tuple[int, int]] = {
-            every[piece]: (every[pair[0]], every[pair[1]]) for piece, pair in splits.items() if pair is not None
+            ids[piece]: (ids[pair[0]], ids[pair[1]]) for piece, pair in self.merges.splits.items() if pair is not None
         }
         self.present = {i for i, one in enumerate(tokenizer.token_bytes) if one} | tokenizer.special_ids
 
@@ -68,11 +65,11 @@ class Structure:
         return found
 
 
-def _fixed(definition: Definition, pieces: Mapping[str, int]) -> set[str]:
-    """Pieces that never go: the bytes, or every single character where nothing else could spell it."""
-    if is_byte_level(definition) or not definition["model"].get("byte_fallback"):
-        return {piece for piece in pieces if len(piece) == 1}
-    return {*BYTE_FALLBACK}
+def _fixed(definition: Definition, pieces: Mapping[str, int]) -> set[str | None]:
+    """Pieces that never go: the mark of a space where bytes spell what is missing, else every single character."""
+    if definition["model"].get("byte_fallback") and BYTE_FALLBACK.keys() <= model_vocabulary(definition).keys():
+        return {space_mark(definition)}
+    return {piece for piece in pieces if len(piece) == 1}
 
 
 def prune(
@@ -102,25 +99,26 @@ def prune(
     gone = sorted(structure.present - kept)
     if not gone:
         raise UserError(f"{plain.name}: nothing to take away; write a size below {len(structure.present)}")
-    if keep_ids and model_type(plain.definition) == "Unigram":
+    if keep_ids and model_type(structure.definition) == "Unigram":
         raise UserError("keep_ids: a Unigram vocabulary is a list, which has no holes; leave keep_ids out")
     old = sorted(kept)
     ids = {i: i if keep_ids else place for place, i in enumerate(old)}
-    definition = renumbered(_without(plain.definition, kept), ids)
+    definition = renumbered(_without(structure, kept), ids)
     left = HFTokenizer(definition, plain.config, f"{plain.name}-{len(gone)}")
     return Pruned(left, {new: i for i, new in ids.items()}, gone)
 
 
-def _without(definition: Definition, kept: set[int]) -> Definition:
+def _without(structure: Structure, kept: set[int]) -> Definition:
     """The tokenizer with only the merges whose three tokens stay."""
-    if model_type(definition) != "BPE":
+    definition, merges = structure.definition, structure.merges
+    if not merges.pairs:
         return definition
-    ids = MergeList.of(definition).vocabulary
-    pairs = [pair for pair in merge_pairs(definition) if {ids[pair[0]], ids[pair[1]], ids["".join(pair)]} <= kept]
+    left = {piece for piece, i in merges.vocabulary.items() if i in kept}
+    pairs = [(a, b) for a, b in merges.pairs if a in left and b in left and a + b in left]
     return {**definition, "model": {**definition["model"], "merges": written(pairs, definition)}}
 
 
-def _least(structure: Structure, kept: set[int], size: int) -> UserError:
+def _least(kept: set[int], size: int) -> UserError:
     return UserError(
         f"size: {size} is too small: bytes, special tokens and single characters are {len(kept)} already; write more"
     )
@@ -141,7 +139,7 @@ def _leaves(structure: Structure, kept: set[int], size: int, counts: Mapping[int
     heapify(heap)
     while len(kept) > size:
         if not heap:
-            raise _least(structure, kept, size)
+            raise _least(kept, size)
         one = token(heappop(heap))
         kept.discard(one)
         for part in parts.get(one, ()):
@@ -157,7 +155,7 @@ def _commonest(structure: Structure, kept: set[int], size: int, counts: Mapping[
     """The commonest tokens with all that they need, as long as there is room."""
     found = structure.needed(kept - structure.removable)
     if len(found) > size:
-        raise _least(structure, found, size)
+        raise _least(found, size)
     for one in sorted(kept & structure.removable, key=lambda i: (-counts[i], i)):
         wanted = structure.needed([one]) - found
         if len(found) + len(wanted) <= size:

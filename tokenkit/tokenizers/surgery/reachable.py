@@ -15,8 +15,15 @@ from jaxtyping import Int64, UInt8
 from numpy import ndarray
 
 from tokenkit.tokenizers.base import Tokenizer
-from tokenkit.tokenizers.hf import HFTokenizer
-from tokenkit.tokenizers.pieces import BYTE_FALLBACK, Definition, is_byte_level, model_vocabulary, space_mark, unknown_id
+from tokenkit.tokenizers.pieces import (
+    BYTE_FALLBACK,
+    Definition,
+    is_byte_level,
+    model_type,
+    model_vocabulary,
+    space_mark,
+    unknown_id,
+)
 from tokenkit.tokenizers.surgery.bpe import require_plain
 from tokenkit.tokenizers.surgery.library import backend
 
@@ -104,7 +111,9 @@ def _is_byte(piece: str, spelling: bytes, definition: Definition) -> bool:
 
 def _model(definition: Definition) -> tokenizers.models.Model:
     """The model as it treats a piece inside a word."""
-    model = {**definition["model"], "ignore_merges": False} if definition["model"].get("merges") else definition["model"]
+    model = dict(definition["model"])
+    if model_type(definition) == "BPE":
+        model["ignore_merges"] = False
     return tokenizers.Tokenizer.from_str(json.dumps({**definition, "model": model})).model
 
 
@@ -149,8 +158,3 @@ class _Pipeline:
         if self._pre_tokenizer is None:
             return [text]
         return [word for word, _ in self._pre_tokenizer.pre_tokenize_str(text)]
-
-
-def unreachable(tokenizer: HFTokenizer) -> list[int]:
-    """Ids of the ordinary tokens that no text becomes."""
-    return reachability(tokenizer).unreachable.tolist()

@@ -14,6 +14,7 @@ from tokenkit.config import UserError
 from tokenkit.data.batch import Batch
 from tokenkit.losses import LOSSES
 from tokenkit.losses.chunked import divergence_scores
+from tokenkit.models.hypernet import Hypernet, made_tables, put_rows
 from tokenkit.models.paired import Paired
 from tokenkit.models.projectors import Projectors, logits_under, no_later
 from tokenkit.models.ternary import TernaryConfig, set_strength, strength_at
@@ -43,12 +44,14 @@ class TextTask:
         teacher_width: int | None = None,
         seed: int = 0,
         ternary: TernaryConfig | None = None,
+        hypernet: Hypernet | None = None,
     ):
+        """With a `hypernet` the student's tables are what that makes of its matrices, a row of each."""
         self._rows = common_rows(objective, student, student_tokenizer, teacher)
         if teacher is not None and self._rows is not None:
             teacher = teacher.limited(self._rows)
         self.objective, self.student, self.teacher = objective, student, teacher
-        self.ternary, self.step = ternary, 0
+        self.ternary, self.step, self.hypernet = ternary, 0, hypernet
         self.device = student.model.device
         self.precision = precision
         self.pair = {name: tensor.to(self.device) for name, tensor in pair.items()}
@@ -56,11 +59,14 @@ class TextTask:
         self._sets = {"student": token_sets(student, student_tokenizer)}
         if teacher is not None and teacher_tokenizer is not None:
             self._sets["teacher"] = token_sets(teacher, teacher_tokenizer)
+        self._make_tables(False)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that are learnt, by name; a tied one once."""
         own = {name: p for name, p in self.student.model.named_parameters() if p.requires_grad}
-        return {**own, **self.projectors.named()}
+        maker = {} if self.hypernet is None else dict(self.hypernet.named_parameters())
+        learnt = {f"hypernet.{name}": p for name, p in maker.items() if p.requires_grad}
+        return {**own, **learnt, **self.projectors.named()}
 
     def last_layer(self) -> list[nn.Parameter]:
         """What is trained in the last of the student's layers."""
@@ -69,6 +75,19 @@ class TextTask:
     def train_mode(self, on: bool) -> None:
         """Dropout on or off in the student; a teacher that shares its body runs without in any case."""
         self.student.model.train(on)
+        self._make_tables(False)
+
+    def materialise(self) -> None:
+        """Puts the rows that a hypernetwork makes into the student's own matrices; it is not there from then on."""
+        if self.hypernet is not None:
+            put_rows(self.student.model, self.hypernet)
+            self.hypernet, self.student.tables = None, {}
+
+    def _make_tables(self, learning: bool) -> None:
+        """The student's tables as the hypernetwork makes them now: with gradients, or to measure."""
+        if self.hypernet is not None:
+            with torch.set_grad_enabled(learning):
+                self.student.tables = made_tables(self.student.model, self.hypernet)
 
     def stepped(self, step: int, steps: int) -> None:
         """Matrices that become ternary are a little more so at the next step."""
@@ -106,6 +125,7 @@ class TextTask:
         known = {**batch.tensors, **teacher}
         with self._autocast():
             needs = self.objective.needs("student")
+            self._make_tables(torch.is_grad_enabled())
             found = self._leaves(self.student, "student", needs, batch, top_ids=known.get(TOP))
             return found | self._learned({**known, **found}, means)
 

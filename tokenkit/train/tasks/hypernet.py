@@ -5,23 +5,24 @@ each of which counts for several: so a step costs the same for a vocabulary of a
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from numpy import ndarray
 from torch import Tensor, nn
 
 from tokenkit.align.boundary import boundary_tokens
 from tokenkit.config import UserError
 from tokenkit.data.batch import NO_LABEL, Batch, Batches
+from tokenkit.data.example import Window
 from tokenkit.losses import Loss
-from tokenkit.models.hypernet import Hypernet
-from tokenkit.models.load import head_matrix, input_matrix, logit_settings, output_head
+from tokenkit.models.hypernet import Hypernet, matrices_of
+from tokenkit.models.load import logit_settings, output_head
 from tokenkit.models.view import ModelView
 from tokenkit.objective import Objective, Term
 from tokenkit.tokenizers.base import Tokenizer
@@ -48,6 +49,11 @@ class OwnTerm(Term):
     def names(self) -> set[str]:
         """None of those that models or data know."""
         return set()
+
+    @property
+    def unit_tensors(self) -> list[str]:
+        """None, likewise."""
+        return []
 
 
 @dataclass(frozen=True)
@@ -98,36 +104,23 @@ class SampledBatches(Batches):
         number = step // self.every
         if number != self._drawn:
             rows = [row for one in range(number * self.every, (number + 1) * self.every) for row in self.rows(one)]
-            self.student = self.sampler.draw(number, [self.windows[row].text for row in rows])
+            windows = [self.windows[row] for row in rows]
+            self.student = self.sampler.draw(number, [one.text for one in windows if isinstance(one, Window)])
             self._drawn = number
         batches = super().at(step, num_microbatches)
-        ids, bias = self._vocabulary([batch.tensors for batch in batches], step)
-        place = np.full(self.student.vocab_size, NO_LABEL, np.int64)
+        held = np.zeros(self.student.vocab_size, bool)
+        held[[*self.student.special_ids, 0]] = True  # 0 fills rows up
+        for batch in batches:
+            for name in ("student_inputs", "student_labels"):
+                ids = batch.tensors[name].numpy()
+                held[ids[ids >= 0]] = True
+        ids, bias = softmax_ids(held, self.negatives, np.random.default_rng([self.seed, step, 1]))
+        place = np.full(len(held), NO_LABEL, np.int64)
         place[ids] = np.arange(len(ids))
         said = self._said(ids, bias)
         return [replace(batch, tensors={**_placed(batch.tensors, place), **said}) for batch in batches]
 
-    def _vocabulary(
-        self, batches: Sequence[Mapping[str, Tensor]], step: int
-    ) -> tuple[Int64[ndarray, "S"], Float[ndarray, "S"]]:
-        """The tokens that the softmax runs over, and the logarithm of how many each of them stands for."""
-        size = self.student.vocab_size
-        held = np.zeros(size, bool)
-        held[[*self.student.special_ids, 0]] = True
-        for tensors in batches:
-            for name in ("student_inputs", "student_labels"):
-                ids = tensors[name].numpy()
-                held[ids[ids >= 0]] = True
-        others = np.flatnonzero(~held)
-        if self.negatives is None or self.negatives >= len(others):
-            return np.arange(size), np.zeros(size, np.float32)
-        drawn = np.random.default_rng([self.seed, step, 1]).choice(others, self.negatives, replace=False)
-        bias = np.zeros(size, np.float32)
-        bias[drawn] = math.log(len(others) / self.negatives)
-        ids = np.sort(np.concatenate([np.flatnonzero(held), drawn]))
-        return ids, bias[ids]
-
-    def _said(self, ids: Int64[ndarray, "S"], bias: ndarray) -> dict[str, Tensor]:
+    def _said(self, ids: Int64[ndarray, "S"], bias: Float32[ndarray, "S"]) -> dict[str, Tensor]:
         drawn = self.student
         forms, lengths = surface_forms(self._spell, [drawn.token_bytes[i] for i in ids.tolist()], self.longest)
         roles = role_sources(self.source, drawn, self._spell.vocab, "input")
@@ -145,6 +138,23 @@ class SampledBatches(Batches):
         return {SAMPLED + name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in found.items()}
 
 
+def softmax_ids(
+    held: Bool[ndarray, "V"], negatives: int | None, rng: np.random.Generator
+) -> tuple[Int64[ndarray, "S"], Float32[ndarray, "S"]]:
+    """The ids that are held and `negatives` others, ascending, and the logarithm of how many ids each stands for.
+
+    With these added to the logits, a sum of exponentials over the ids is on average the sum over the vocabulary.
+    """
+    others = np.flatnonzero(~held)
+    if negatives is None or negatives >= len(others):
+        return np.arange(len(held)), np.zeros(len(held), np.float32)
+    bias = np.zeros(len(held), np.float32)
+    drawn = rng.choice(others, negatives, replace=False)
+    bias[drawn] = math.log(len(others) / negatives)
+    ids = np.sort(np.concatenate([np.flatnonzero(held), drawn]))
+    return ids, bias[ids]
+
+
 def _placed(tensors: Mapping[str, Tensor], place: Int64[ndarray, "V"]) -> dict[str, Tensor]:
     """The tensors of a batch with ids as places among the tokens that its softmax runs over."""
     found = dict(tensors)
@@ -158,7 +168,14 @@ class HypernetTask(TextTask):
     """A frozen model whose embedding rows a network predicts from the pieces of each token; the network is learnt."""
 
     def __init__(
-        self, objective: Objective, network: Hypernet, model: ModelView, source: Tokenizer, *, copies: bool, **options: Any
+        self,
+        objective: Objective,
+        network: Hypernet,
+        model: ModelView,
+        source: Tokenizer,
+        *,
+        copies: bool,
+        **options: Any,
     ) -> None:
         """`copies`: a token that the source has keeps its row."""
         model.model.requires_grad_(False).eval()
@@ -166,13 +183,15 @@ class HypernetTask(TextTask):
         super().__init__(objective, model, source, teacher, source, **options)
         extra = objective.by_task() | objective.pair_needs()
         if extra:
-            raise UserError(f"losses: {sorted(extra)[0]} is not computed while a hypernetwork is trained; take clm or alm")
+            raise UserError(
+                f"losses: {sorted(extra)[0]} is not computed while a hypernetwork is trained; take clm or alm"
+            )
         self.network, self.copies = network.to(self.device), copies
-        tables = [input_matrix(model.model)] if network.matrices == 1 else [input_matrix(model.model), head_matrix(model.model)]
-        self._sources: Float[Tensor, "V K D"] = torch.stack([table.detach() for table in tables], 1)
-        vocab = min(source.vocab_size, len(self._sources))
-        self._vocab = vocab
-        self._norms = self._sources[:vocab].norm(dim=-1).mean(0)
+        rows = min(source.vocab_size, *map(len, matrices_of(model.model)))
+        self._sources: Float[Tensor, "V K D"] = torch.stack(
+            [one.detach()[:rows] for one in matrices_of(model.model)], 1
+        )
+        self._norms = self._sources.norm(dim=-1).mean(0)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters of the network, by name."""
@@ -180,7 +199,7 @@ class HypernetTask(TextTask):
 
     def last_layer(self) -> list[nn.Parameter]:
         """What makes rows of the network's last states."""
-        return [p for network in self.network.networks for p in network.out.parameters()]
+        return [p for name, p in self.network.named_parameters() if ".out." in name]
 
     def train_mode(self, on: bool) -> None:
         """Nothing: neither the network nor the model, which is frozen, has dropout on."""
@@ -199,7 +218,7 @@ class HypernetTask(TextTask):
     def _predicted(self, said: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Float[Tensor, "S K D"]]:
         """The rows of a step's vocabulary; where all are predicted, also how far from the source's those are."""
         forms, lengths, single = said["forms"], said["lengths"], said["single"][0]
-        known = self._sources[forms[:, 0].clamp_max(self._vocab - 1)]
+        known = self._sources[forms[:, 0].clamp_max(len(self._sources) - 1)]
         kept = single if self.copies else said["special"]
         asked = (~kept).nonzero()[:, 0]
         rows = known.index_copy(0, asked, self.network.rows(self._gather, forms[asked], lengths[asked]).to(known))
@@ -209,8 +228,9 @@ class HypernetTask(TextTask):
         return {"sampled_distance": distances.mean(1)[None]}, rows
 
     def _gather(self, ids: Tensor) -> Tensor:
-        rows, beyond = self._sources[ids.clamp_max(self._vocab - 1)], ids >= self._vocab
-        return torch.where(beyond[:, None, None], self.network.byte_rows[(ids - self._vocab).clamp_min(0)], rows)
+        vocab = len(self._sources)
+        rows, beyond = self._sources[ids.clamp_max(vocab - 1)], ids >= vocab
+        return torch.where(beyond[:, None, None], self.network.byte_rows[(ids - vocab).clamp_min(0)], rows)
 
     def _tables(self, rows: Float[Tensor, "S K D"], said: Mapping[str, Tensor]) -> dict[str, Tensor]:
         bias = said["bias"] / logit_settings(self.student.model).get("scale", 1)
