@@ -108,9 +108,11 @@ def test_coefficients_are_those_of_the_mixture(bpe, unigram):
     plan = plan_transfer(bpe, unigram, source_rows=bpe.vocab_size)
     rows = TensorRows(torch.randn(bpe.vocab_size, 4, generator=torch.Generator().manual_seed(0)))
     mixture = pieces_mixture(rows, plan, "input")
-    several = int(np.flatnonzero(plan.lengths == 3)[0])
+    several = int(plan.lengths.argmax())
+    count = int(plan.lengths[several])
     made = coefficients(mixture, several)
-    assert (made.sources, round(made.absolute, 6), round(made.largest_share, 6)) == (3, 1.0, round(1 / 3, 6))
+    assert count > 1
+    assert (made.sources, round(made.absolute, 5), round(made.largest_share, 5)) == (count, 1.0, round(1 / count, 5))
     loud = mixture.replaced(
         np.array([several]), np.array([2]), np.array([3, 4], np.int32), np.array([-9, 8], np.float32)
     )

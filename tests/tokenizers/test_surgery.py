@@ -1,4 +1,4 @@
-"""Vocabularies extended and pruned: ids are those of plain byte-pair encoding over what is left, and no token is dead."""
+"""Vocabularies extended and pruned: ids are those of plain byte-pair encoding over what is left; no token is dead."""
 
 import gzip
 import json
@@ -62,7 +62,7 @@ def extended(before):
 
 
 def plain_bpe(definition, text):
-    """Ids by the definition of byte-pair encoding: the pair of smallest rank, the leftmost of these, again and again."""
+    """Ids by the definition of byte-pair encoding: the pair of smallest rank, the leftmost of these, over and over."""
     library = tokenizers.Tokenizer.from_str(json.dumps(definition))
     vocabulary = model_vocabulary(definition)
     ranks = {pair: rank for rank, pair in enumerate(merge_pairs(definition))}

@@ -1,11 +1,15 @@
 """What every initialiser must do, and that means are means."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tokenkit.config import UserError
+from tokenkit.models.hypernet import FILE, Hypernet
+from tokenkit.models.hypernet_layers import HypernetConfig
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.transfer import INITIALIZERS, Initializer
@@ -35,12 +39,27 @@ def model_of(rows: torch.Tensor) -> LlamaForCausalLM:
     return model
 
 
-def evidence_for(source: Tokenizer, target: Tokenizer, texts: list[str], old: torch.Tensor) -> Evidence:
-    """A donor whose last ids have no row, a little text, and a model."""
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hypernetwork that has learnt something, for one matrix of any source."""
+    made = Hypernet(HypernetConfig(num_heads=2, max_seq_length=4), width=WIDTH, seed=0)
+    with torch.no_grad():
+        for parameter in made.networks.parameters():
+            parameter.add_(0.02)
+    path = tmp_path_factory.mktemp("hypernet") / FILE
+    made.save(path, {})
+    return path
+
+
+def evidence_for(
+    source: Tokenizer, target: Tokenizer, texts: list[str], old: torch.Tensor, network: Path | None = None
+) -> Evidence:
+    """A donor whose last ids have no row, a little text, a model, and a hypernetwork."""
     sides: tuple[Side, Side] = ("input", "head")
     generator = torch.Generator().manual_seed(1)
     drawn = {side: torch.randn(target.vocab_size - 2, 6, generator=generator) for side in sides}
-    return Evidence(source, target, {s: TensorRows(rows) for s, rows in drawn.items()}, Texts(texts), model_of(old))
+    donor = {side: TensorRows(rows) for side, rows in drawn.items()}
+    return Evidence(source, target, donor, Texts(texts), model_of(old), network, {"input": TensorRows(old)})
 
 
 def made(
@@ -60,13 +79,18 @@ def test_the_folder_is_the_registry() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("names", ["small large", "large one_role", "marked small", "byte marked", "small small"])
 def test_contract(
-    tokenizers: dict[str, Tokenizer], corpus: list[str], one: Initializer, dtype: torch.dtype, names: str
+    tokenizers: dict[str, Tokenizer],
+    corpus: list[str],
+    network: Path,
+    one: Initializer,
+    dtype: torch.dtype,
+    names: str,
 ) -> None:
     """Shape, type, finite, the same twice, copies and special rows exact, the source untouched, origins told."""
     source, target = (tokenizers[name] for name in names.split())
     plan = plan_transfer(source, target, source_rows=source.vocab_size)
     old = rows_for(source, dtype=dtype)
-    kept, evidence = old.clone(), evidence_for(source, target, corpus, old)
+    kept, evidence = old.clone(), evidence_for(source, target, corpus, old, network)
     for side in ("input", "head"):
         new = made(one.name, old, plan, side, evidence, seed=3)
         assert new.shape == (target.vocab_size, WIDTH)

@@ -85,7 +85,9 @@ def test_a_search_for_fewer_is_the_beginning() -> None:
     assert torch.equal(whole.pursue(targets, 16).ids[:, :5], whole.pursue(targets, 5).ids)
 
 
-def test_screened_leaves_hardly_more() -> None:
+@pytest.mark.parametrize("narrow", [0, 384], ids=["held", "as needed"])
+def test_screened_leaves_hardly_more(monkeypatch: pytest.MonkeyPatch, narrow: int) -> None:
+    monkeypatch.setattr(solver, "NARROW", narrow)
     atoms, targets = tables(1500, 40, 256)
     whole = Atoms.of(atoms, rows=10_000, k=16)
     exact, screened = (rest(atoms, targets, whole.pursue(targets, 16, screen=screen)) for screen in (None, 128))
@@ -141,8 +143,9 @@ def test_tolerance_stops_at_the_first_that_is_enough() -> None:
 
 
 def test_inner_products_are_mirrored() -> None:
-    table = tables(4500, 1, 16)[0]
-    torch.testing.assert_close(inner_products(table), table @ table.T)
+    table = tables(150, 1, 16)[0]
+    for step in (1, 64, 150, 1000):
+        torch.testing.assert_close(inner_products(table, step=step), table @ table.T)
 
 
 def made(

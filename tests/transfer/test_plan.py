@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tokenkit.config import UserError
 from tokenkit.tokenizers.base import Tokenizer

@@ -19,7 +19,7 @@ from tokenkit.transfer.rows import TensorRows
 from tokenkit.transfer.snippets import Snippet, chosen_snippets, cut
 from tokenkit.transfer.token_distillation import LearntRows
 
-OPTIONS = {"passes": 4, "snippet_bytes": 40}
+OPTIONS = {"passes": 4, "snippet_bytes": 40, "learning_rate": 0.3}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""`tokenkit vocabulary`: the tokenizer that is written, the model's rows bit for bit, figures, and mistakes of one line."""
+"""`tokenkit vocabulary`: the tokenizer that is written, the model's rows bit for bit, figures, mistakes of one line."""
 
 import json
 
@@ -27,7 +27,7 @@ def done(result):
 
 
 def one_line(result, words):
-    code, out, err = result
+    code, _, err = result
     assert code == 2
     assert err.count("\n") == 1
     assert words in err
@@ -62,9 +62,8 @@ def test_a_model_is_extended(tokenkit, tmp_path, model_folder, foreign, document
     ids = old.encode(documents[0][:80], special=True).ids.tolist()
     assert new.encode(documents[0][:80], special=True).ids.tolist() == ids
     before, after = logits(model_folder, ids), logits(output, ids)
-    assert torch.equal(before, after[:, : old.vocab_size]) or torch.allclose(
-        before, after[:, : old.vocab_size], atol=1e-6
-    )
+    # the same rows times the same states; a product of another shape may round otherwise
+    assert torch.allclose(before, after[:, : old.vocab_size], atol=1e-6)
     listed = json.loads((output / "vocabulary.json").read_text("utf-8"))["tokens"]
     assert [*map(int, listed)] == [*range(old.vocab_size, new.vocab_size)]
     stock = AutoTokenizer.from_pretrained(output)
@@ -110,12 +109,13 @@ def test_scripts_go_and_what_texts_use_stays(tokenkit, tmp_path, model_folder, f
     assert report["scripts_gone"]["Cyrillic"] > 5
     assert "Katze" in tokens
     assert not any("а" <= character <= "я" for character in tokens)
-    kept = done(tokenkit("vocabulary", "prune", f"output={tmp_path / 'used'}", *words, f"texts.path={foreign}"))
+    used = tmp_path / "used.txt"
+    used.write_text("Кошка und die Katze", "utf-8")
+    kept = done(tokenkit("vocabulary", "prune", f"output={tmp_path / 'used'}", *words, f"texts.path={used}"))
     assert kept["bytes_per_token"]["before"] == kept["bytes_per_token"]["after"]
     assert kept["gone"] < report["gone"]
-    one_line(
-        tokenkit("vocabulary", "prune", f"output={tmp_path / 'x'}", f"tokenizer={wide}", "scripts=[Latn]"), "Latin"
-    )
+    words = (f"output={tmp_path / 'x'}", f"tokenizer={wide}", "scripts=[Latn]")
+    one_line(tokenkit("vocabulary", "prune", *words), "Latin")
 
 
 def test_a_list_is_kept_with_what_it_is_made_of(tokenkit, tmp_path, model_folder):
@@ -144,7 +144,7 @@ def test_dead_tokens_are_counted_and_pruned(tokenkit, tmp_path, bpe):
     (tmp_path / "dead/tokenizer.json").write_text(json.dumps(definition), "utf-8")
     found = done(tokenkit("vocabulary", "check", tmp_path / "dead"))
     assert found["unreachable"] == 1
-    assert found["examples"] == {"merges": {bpe.vocab_size: " zebra"}}
+    assert found["examples"] == {"merges": {str(bpe.vocab_size): " zebra"}}
     report = done(tokenkit("vocabulary", "prune", f"output={tmp_path / 'out'}", f"tokenizer={tmp_path / 'dead'}"))
     assert (report["gone"], report["unreachable"]) == (1, {"before": 1, "after": 0})
     assert load_tokenizer(str(tmp_path / "out")).token_bytes == bpe.token_bytes

@@ -21,7 +21,7 @@ def edge_pieces(
     """Copies of equal tokens, else pieces weighted from the last one back (input) or from the first one on (output).
 
     Every further piece has `input_decay` or `head_decay` times the weight of the one before it: 0 is the edge alone,
-    1 is `fvt`.
+    1 is `fvt`. A model with one matrix for both takes the input side.
     """
     for name, decay in (("input_decay", input_decay), ("head_decay", head_decay)):
         if not 0 <= decay <= 1:

@@ -46,7 +46,8 @@ class Atoms:
 
     table: Float[Tensor, "A D"]
     gram: Float[Tensor, "A A"] | None
-    longest: float = 1.0
+    longest: float
+    """The length of the longest atom."""
 
     @staticmethod
     def of(table: Float[Tensor, "A D"], *, rows: int, k: int, gram_bytes: int = GRAM_BYTES) -> "Atoms":
@@ -84,7 +85,8 @@ class Atoms:
                 rows = rows[_look(self, state, rows, steps, check=check and attempt != steps[-1])]
                 if len(rows) == 0:
                     break
-            if bool((state.lengths < steps.stop).all()):
+            enough = state.left[:, steps.stop - 1] <= tolerance**2 * state.squares
+            if bool(((state.lengths < steps.stop) | (enough & (tolerance > 0))).all()):
                 break
         return state.pursuit(self.table, tolerance)
 
@@ -232,9 +234,9 @@ def _least_squares(taken: Float[Tensor, "T D"], row: Float[Tensor, "D"]) -> Floa
     return torch.linalg.lstsq(exact.T, row.double()[:, None]).solution[:, 0].to(row)
 
 
-def inner_products(table: Float[Tensor, "A D"]) -> Float[Tensor, "A A"]:
-    """Of all rows with all rows: half of them made, and mirrored."""
-    count, step = len(table), 2048
+def inner_products(table: Float[Tensor, "A D"], *, step: int = 2048) -> Float[Tensor, "A A"]:
+    """Of all rows with all rows: half of them made, and mirrored, so many rows at a time."""
+    count = len(table)
     gram = table.new_empty(count, count)
     for begin in range(0, count, step):
         end = begin + step

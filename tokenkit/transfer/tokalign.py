@@ -46,7 +46,7 @@ def tokalign(
 ) -> Mixture:
     """Copies of equal tokens; others copy the source token nearest by co-occurrence, or mix the `neighbours` nearest.
 
-    Several are weighted by the softmax of cosines / temperature.
+    Several are weighted by the softmax of cosines / temperature; the paper takes one.
     """
     how = Learning(dimensions, window_tokens, min_count, seed)
     check_positive("tokalign", pivots=pivots, neighbours=neighbours, temperature=temperature, **how.counts)

@@ -109,12 +109,13 @@ def token_distillation(
     passes: int = 2,
     max_steps: int = 2000,
     batch_size: int = 16,
-    learning_rate: float = 0.3,
+    learning_rate: float = 0.1,
 ) -> Mixture | LearntRows:
     """`fvt`, and then rows of tokens in the texts are learnt: the model's hidden states are to be those of its pieces.
 
     `layer` counts from 1, or from -1, the last one's output as the head reads it. `learning_rate` is in units of the
-    spread of the source rows. Output rows stay those of `fvt`, or predict the next token after the model's own states.
+    spread of the source rows. Output rows stay those of `fvt`, or predict the next token after the model's own states;
+    where input and head are one matrix, `head: cross_entropy` learns its rows for both uses.
     """
     how = Training(passes, max_steps, batch_size, learning_rate, layer, seed)
     check_positive(
@@ -132,7 +133,7 @@ def token_distillation(
     def learn() -> Mixture | LearntRows:
         snippets = texts.once(("snippets", plan, *mined.values()), mine)
         tied = head_matrix(model) is input_matrix(model)
-        with frozen(model):
+        with frozen(model), torch.enable_grad():
             outputs = side == "head" or (tied and head == "cross_entropy")
             return learn_rows(model, chain, plan, snippets, how, inputs=side == "input", outputs=outputs)
 
