@@ -64,8 +64,8 @@ def scene(base: str, donor: str, documents: list[str]) -> Scene:
         view = ModelView(model)
         hidden.append(hidden_at(view, find_contexts(tokenizer, documents, view.vocab_rows, count=1024)))
         rows.append(head_matrix(model).detach())
-    plan = plan_transfer(*tokenizers, source_rows=len(rows[0]))
-    return Scene(plan, *rows, *hidden, Evidence(*tokenizers))
+    plan = plan_transfer(tokenizers[0], tokenizers[1], source_rows=len(rows[0]))
+    return Scene(plan, rows[0], rows[1], hidden[0], hidden[1], Evidence(tokenizers[0], tokenizers[1]))
 
 
 def rebuilt(of: Scene, token: int, row: Float[Tensor, "E"], k: int) -> list[tuple[int, float]]:

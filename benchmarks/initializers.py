@@ -67,7 +67,7 @@ PEERS = {  # folders in outputs/mergekit
     "mergekit: omp, k = 64": "omp64",
 }
 DONORS, TEXTS = {"omp", "clp", "nearest"}, {"focus", "wechsel", "tokalign", "token_distillation"}
-EVAL_AT, HELD_OUT_BYTES, LEARN_BYTES = (0, 50, 200, 1000), 32_768, 3_000_000
+EVAL_AT, HELD_OUT_BYTES, LEARN_BYTES = (0, 50, 200, 1000), 32_768, 2_000_000
 PROBES, AROUND = 100, 160  # items of a probe, bytes of text before the place and half as many behind
 TRAIN = {
     "steps": EVAL_AT[-1],
@@ -140,7 +140,7 @@ def moved(pair: str, method: str, seed: int, texts: Path):
     if name in TEXTS:
         keys["texts"] = {"path": str(texts), "max_bytes": LEARN_BYTES}
     if name == "hypernet":
-        keys["hypernet"] = f"outputs/hypernet_{pair}/hypernet"
+        keys["hypernet"] = f"outputs/hypernet_{pair}"
     transferred(build(TransferOptions, keys), model, own, target)
     return model, target
 
@@ -164,8 +164,9 @@ def run(pair: str, method: str, seed: int) -> dict:
     for step in range(EVAL_AT[-1] + 1):
         if step in EVAL_AT:
             task.train_mode(False)
-            bits = bits_per_byte(view, tokenizer, some, context_tokens=256).value
-            curve[step] = [bits, likelier(view, tokenizer, digits), likelier(view, tokenizer, indents)]
+            curve[step] = [bits_per_byte(view, tokenizer, some, context_tokens=256).value]
+            if step in (0, EVAL_AT[-1]):
+                curve[step] += [likelier(view, tokenizer, digits), likelier(view, tokenizer, indents)]
             task.train_mode(True)
         optimizer.zero_grad(set_to_none=True)
         accumulate_gradients(task, batches.at(step), seed * 100_000 + step, balance)

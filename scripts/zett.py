@@ -17,7 +17,7 @@ KEYS = {
 
 
 def main() -> None:
-    from tokenkit.cli import transfer
+    from tokenkit.cli_transfer import transfer
     from tokenkit.verbs.guide import MODEL, renamed
 
     transfer(renamed(sys.argv[1:], KEYS, MODEL))

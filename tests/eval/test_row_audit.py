@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tokenkit.config import UserError
-from tokenkit.eval import row_duplicates, row_facts, row_predictions
+from tokenkit.eval import row_duplicates, row_predictions
 from tokenkit.eval.audit_facts import AuditOptions
 from tokenkit.eval.audit_matrix import audit_matrix, broken_rows, distance_to_mean, norm_outliers
 from tokenkit.eval.audit_predictions import audit_predictions
@@ -167,20 +167,18 @@ def test_untrained_tokens_are_those_beside_unused_rows(bpe):
     assert sorted(row.id for row in found.rows if row.topic == "output: untrained rows") == sorted(never)
 
 
-def test_doubles_of_tokens_in_use_are_told():
+@pytest.mark.parametrize("matrix, doubles", [("output", 1), ("input and output", 1), ("input", 0)])
+def test_doubles_of_tokens_in_use_are_told_where_they_are_scored(matrix, doubles):
     """A byte token beside the same character: the tokenizer gives one of them, and both have the row."""
     kinds = id_kinds(load_tokenizer("byte"), 256)
-    twin = {"ordinary": kinds.ordinary, "special": kinds.special, "tokenizer": kinds.tokenizer, "rows": 256}
-    shadowed = row_facts.IdKinds(**twin)
-    unreachable = np.zeros(256, bool)
-    unreachable[200] = True
-    shadowed.__dict__["unreachable"] = unreachable
-    matrix = drawn(256)
-    matrix[200] = matrix[65]
-    found = audit_matrix("input", TensorRows(matrix), shadowed, OPTIONS)
-    numbers = next(one.numbers for one in found.findings if one.topic == "input: repeated rows")
-    assert numbers["doubles_of_tokens_in_use"] == 1
-    assert numbers["in_use"] == 0
+    kinds.__dict__["unreachable"] = np.arange(256) == 200
+    rows = drawn(256)
+    rows[200] = rows[65]
+    found = audit_matrix(matrix, TensorRows(rows), kinds, OPTIONS)
+    finding = next(one for one in found.findings if one.topic == f"{matrix}: repeated rows")
+    assert finding.numbers["doubles_of_tokens_in_use"] == doubles
+    assert finding.numbers["in_use"] == 0
+    assert ("half its probability" in finding.sentence) == bool(doubles)
 
 
 @pytest.mark.parametrize("form", [LogitForm(), LogitForm(drawn(90, 1)[:, 0], 0.5, 3.0)])

@@ -85,11 +85,14 @@ def test_a_search_for_fewer_is_the_beginning() -> None:
     assert torch.equal(whole.pursue(targets, 16).ids[:, :5], whole.pursue(targets, 5).ids)
 
 
-@pytest.mark.parametrize("narrow", [0, 384], ids=["held", "as needed"])
-def test_screened_leaves_hardly_more(monkeypatch: pytest.MonkeyPatch, narrow: int) -> None:
-    monkeypatch.setattr(solver, "NARROW", narrow)
+@pytest.mark.parametrize("gram_bytes", [1 << 30, 0], ids=["held", "as needed"])
+def test_screened_leaves_hardly_more(monkeypatch: pytest.MonkeyPatch, gram_bytes: int) -> None:
     atoms, targets = tables(1500, 40, 256)
-    whole = Atoms.of(atoms, rows=10_000, k=16)
+    whole = Atoms.of(atoms, rows=10_000, k=16, gram_bytes=gram_bytes)
+    narrow = whole.pursue(targets, 16, screen=128)
+    assert torch.equal(narrow.ids, whole.pursue(targets, 16).ids)
+    monkeypatch.setattr(solver, "NARROW", 0)
+    whole = Atoms.of(atoms, rows=10_000, k=16, gram_bytes=gram_bytes)
     exact, screened = (rest(atoms, targets, whole.pursue(targets, 16, screen=screen)) for screen in (None, 128))
     assert screened.mean() <= 1.02 * exact.mean()
     everything = whole.pursue(targets, 16, screen=len(atoms))

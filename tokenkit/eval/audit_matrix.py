@@ -105,6 +105,8 @@ def repetitions(matrix: str, families: Families, norms: Float64[ndarray, "V"], k
         "in_use": int(alike.sum()),
     }
     shadow = in_family & kinds.unreachable & (partners[families.leader] > 0)
+    if matrix == "input":  # there nobody reads them
+        shadow[:] = False
     numbers["doubles_of_tokens_in_use"] = int(shadow.sum())
     rows = flagged(topic, matrix, kinds, np.flatnonzero(alike), partners[families.leader[alike]])
     rows += flagged(topic, matrix, kinds, np.flatnonzero(shadow), np.zeros(int(shadow.sum())))

@@ -94,8 +94,9 @@ class Hypernet(nn.Module):
     def save(self, path: Path, facts: Mapping[str, Any]) -> None:
         """Writes one safetensors file, shape and `facts` (what it was trained for) as JSON in its header."""
         shape = {"config": self.config.model_dump(), "width": self.width, "matrices": self.matrices}
+        header = {"hypernet": json.dumps({**shape, "facts": dict(facts)})}  # one key: their order is random
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        write_whole(path, save(tensors, {"hypernet": json.dumps(shape), "facts": json.dumps(dict(facts))}))
+        write_whole(path, save(tensors, header))
 
     @classmethod
     def load(cls, path: Path) -> tuple["Hypernet", dict[str, Any]]:
@@ -103,7 +104,7 @@ class Hypernet(nn.Module):
         file = path / FILE if path.is_dir() else path
         try:
             with safe_open(file, "pt") as opened:
-                shape, facts = (json.loads(opened.metadata()[key]) for key in ("hypernet", "facts"))
+                shape = json.loads(opened.metadata()["hypernet"])
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
             config = HypernetConfig.model_validate(shape["config"])
             made = cls(config, width=shape["width"], matrices=shape["matrices"])
@@ -113,7 +114,7 @@ class Hypernet(nn.Module):
         except (SafetensorError, ValidationError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{file}: not a hypernetwork that can be read ({reason}); train it again") from None
-        return made.eval().requires_grad_(False), facts
+        return made.eval().requires_grad_(False), shape["facts"]
 
 
 def matrices_of(model: PreTrainedModel) -> list[Float[Tensor, "V D"]]:

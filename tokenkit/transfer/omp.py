@@ -30,9 +30,9 @@ def omp(
 ) -> Mixture:
     """Sums of at most `k` shared tokens, chosen and weighted so that the donor's rows of them give its row.
 
-    `screen`: between two looks at all shared tokens, choose among so many that are most alike. `normalize`: go by the
-    angle between rows, not by the length of the shared token's as well. `tolerance`: stop where no more than this
-    share of the row's length is left.
+    `screen`: between two looks at all shared tokens, choose among so many that are most alike, where rows are wider
+    than 384. `normalize`: go by the angle between rows, not by the length of the shared token's as well. `tolerance`:
+    stop where no more than this share of the row's length is left.
     """
     for key, value, least in (("k", k, 1), ("screen", screen, 1), ("tolerance", tolerance, 0)):
         if value is not None and value < least:

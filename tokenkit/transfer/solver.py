@@ -63,6 +63,8 @@ class Atoms:
         """At most k atoms for each row; fewer where what is left of it is no longer than `tolerance` times the row,
         or lies outside the span of all atoms."""
         k, count = min(k, len(self.table)), len(self.table)
+        # Narrow rows are searched whole in less time, and lists that are not checked choose badly among few dimensions.
+        screen = screen if self.table.shape[1] > NARROW else None
         if screen is not None:
             stride, size = SCREENED_STRIDE, min(max(screen, k), count)
         else:
@@ -175,10 +177,9 @@ def _relist(atoms: Atoms, state: _State, steps: int) -> None:
     """New lists for all rows after so many steps, by the table alone."""
     taken, size = state.ids[:, :steps], state.listed.shape[1]
     rest = state.targets - torch.bmm(state.sums[:, steps - 1 : steps, :steps], atoms.table[taken])[:, 0]
-    now = rest @ atoms.table.T
-    sizes = now.abs()
+    sizes = torch.mm(rest, atoms.table.T, out=state.first).abs_()  # nobody needs the first ones any more
     state.listed[:] = sizes.argmax(1, keepdim=True) if size == 1 else sizes.topk(size, dim=1).indices
-    state.alike[:] = now.gather(1, state.listed)
+    state.alike[:] = torch.bmm(atoms.table[state.listed], rest[:, :, None])[:, :, 0]
     state.known[:, :steps] = atoms.products_with(state.listed)(taken)
 
 

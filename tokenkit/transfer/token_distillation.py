@@ -102,7 +102,7 @@ def token_distillation(
     *,
     side: Side,
     seed: int = 0,
-    head: Literal["fvt", "cross_entropy"] = "fvt",
+    head: Literal["cross_entropy", "fvt"] = "cross_entropy",
     layer: int = -1,
     snippet_bytes: int = 256,
     snippets_per_token: int = 50,
@@ -114,7 +114,7 @@ def token_distillation(
     """`fvt`, and then rows of tokens in the texts are learnt: the model's hidden states are to be those of its pieces.
 
     `layer` counts from 1, or from -1, the last one's output as the head reads it. `learning_rate` is in units of the
-    spread of the source rows. Output rows stay those of `fvt`, or predict the next token after the model's own states;
+    spread of the source rows. Output rows predict the next token after the model's own states, or stay those of `fvt`;
     where input and head are one matrix, `head: cross_entropy` learns its rows for both uses.
     """
     how = Training(passes, max_steps, batch_size, learning_rate, layer, seed)
