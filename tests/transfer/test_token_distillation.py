@@ -19,7 +19,7 @@ from tokenkit.transfer.rows import TensorRows
 from tokenkit.transfer.snippets import Snippet, chosen_snippets, cut
 from tokenkit.transfer.token_distillation import LearntRows
 
-OPTIONS = {"passes": 4, "snippet_bytes": 40, "learning_rate": 0.3, "head": "fvt"}
+OPTIONS = {"passes": 4, "snippet_characters": 40, "learning_rate": 0.3, "head": "fvt"}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,9 @@ def learn(
 
 def chosen(pair: tuple, documents: list[str], per_token: int = 50) -> list[Snippet]:
     source, target, plan = pair
-    return chosen_snippets(Texts(documents), source, target, plan.free, snippet_bytes=40, per_token=per_token, seed=0)
+    return chosen_snippets(
+        Texts(documents), source, target, plan.free, snippet_characters=40, per_token=per_token, seed=0
+    )
 
 
 # snippets
@@ -71,7 +73,7 @@ def test_both_sides_have_read_the_same_bytes_at_common_ends(
 ) -> None:
     for source, target in ((tokenizers["marked"], tokenizers["large"]), (tokenizers["byte"], tokenizers["marked"])):
         plan = plan_transfer(source, target, source_rows=source.vocab_size)
-        found = chosen_snippets(Texts(corpus), source, target, plan.free, snippet_bytes=40, per_token=9, seed=1)
+        found = chosen_snippets(Texts(corpus), source, target, plan.free, snippet_characters=40, per_token=9, seed=1)
         assert found
         for one in found:
             assert (one.source_ids[0], one.target_ids[0]) == (source.start_id(), target.start_id())
@@ -253,7 +255,7 @@ def test_output_rows_predict_what_follows(pair: tuple, corpus: list[str], tied: 
         ({"layer": 3}, "layer: 3, where the model has 2; write one from 1 to 2, or from -2 to -1"),
         ({"layer": 0}, "layer: 0"),
         ({"passes": 0}, "passes: 0, where a whole number from 1 is needed"),
-        ({"snippet_bytes": -4}, "snippet_bytes: -4"),
+        ({"snippet_characters": -4}, "snippet_characters: -4"),
         ({"learning_rate": 0.0}, "learning_rate: 0.0, where a number above 0 is needed"),
     ],
 )

@@ -93,10 +93,14 @@ class Mixture:
             rows[torch.from_numpy(chosen).to(rows.device)] += share[:, None] * self.known.mean.to(rows)
 
     def _add_noise(self, rows: Tensor, wanted: ndarray) -> None:
-        for place in np.flatnonzero(self.noise[wanted]).tolist():
-            draw = normal_draw(self.seed, int(wanted[place]), rows.shape[1]).to(rows)
-            drawn = draw * self.known.deviation.to(rows) if self.spread is None else self.spread.to(rows) @ draw
-            rows[place] += float(self.noise[wanted[place]]) * drawn
+        places = np.flatnonzero(self.noise[wanted])
+        if len(places):
+            width = rows.shape[1]
+            draws = torch.stack([normal_draw(self.seed, i, width) for i in wanted[places].tolist()]).to(rows)
+            spread = self.spread
+            drawn = draws * self.known.deviation.to(rows) if spread is None else draws @ spread.to(rows).T
+            noise = torch.from_numpy(self.noise[wanted[places]]).to(rows)
+            rows[torch.from_numpy(places).to(rows.device)] += noise[:, None] * drawn
 
     def over(self, known: Known) -> "Mixture":
         """The same weights over the rows of another matrix."""

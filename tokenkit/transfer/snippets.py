@@ -34,13 +34,13 @@ def chosen_snippets(
     target: Tokenizer,
     wanted: Int64[ndarray, "F"],
     *,
-    snippet_bytes: int,
+    snippet_characters: int,
     per_token: int,
     seed: int,
 ) -> list[Snippet]:
     """Pieces of the texts, in an order that the seed decides, of which each has a wanted token that fewer than
     `per_token` pieces before it have."""
-    pieces = [piece for document in texts.documents for piece in cut(document, snippet_bytes)]
+    pieces = [piece for document in texts.documents for piece in cut(document, snippet_characters)]
     lacking = np.zeros(target.vocab_size, np.int64)
     lacking[wanted] = per_token
     order = np.random.default_rng(seed).permutation(len(pieces))

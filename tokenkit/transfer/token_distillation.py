@@ -104,7 +104,7 @@ def token_distillation(
     seed: int = 0,
     head: Literal["cross_entropy", "fvt"] = "cross_entropy",
     layer: int = -1,
-    snippet_bytes: int = 256,
+    snippet_characters: int = 256,
     snippets_per_token: int = 50,
     passes: int = 2,
     max_steps: int = 2000,
@@ -119,13 +119,13 @@ def token_distillation(
     """
     how = Training(passes, max_steps, batch_size, learning_rate, layer, seed)
     check_positive(
-        "token_distillation", snippet_bytes=snippet_bytes, snippets_per_token=snippets_per_token, **how.counts
+        "token_distillation", snippet_characters=snippet_characters, snippets_per_token=snippets_per_token, **how.counts
     )
     _check_layer(model, layer)
     chain = pieces_mixture(source, plan, side, seed=seed)
     if side == "head" and head == "fvt":
         return chain
-    mined = {"snippet_bytes": snippet_bytes, "per_token": snippets_per_token, "seed": seed}
+    mined = {"snippet_characters": snippet_characters, "per_token": snippets_per_token, "seed": seed}
 
     def mine() -> list[Snippet]:
         return chosen_snippets(texts, source_tokenizer, target_tokenizer, plan.free, **mined)
