@@ -32,7 +32,7 @@ class Origin(IntEnum):
     PIECES = 5  # the initialiser knows nothing of it: the mean of the pieces that the source cuts it into
     BYTES = 6  # no text on its own: the mean of the longest source tokens that spell its bytes
     DRAWN = 7  # the source cannot spell its bytes: a random row like the source's
-    NO_TOKEN = 8  # no token has this id: the mean source row
+    NO_TOKEN = 8  # no token has this id, or none that text becomes (`<0x41>` beside `A`): the mean source row
 
 
 OF_KIND = {

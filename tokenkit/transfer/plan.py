@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt8
 from numpy import ndarray
 
+from tokenkit.align.vocabulary import ids_in_use
 from tokenkit.config import UserError
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.transfer.specials import Side, role_sources, special_pieces
@@ -101,12 +102,14 @@ def plan_transfer(
 
 
 def _ordinary(target: Tokenizer, spell: Speller, kept: Mapping[int, int]) -> dict[int, tuple[Kind, list[int]]]:
+    """Tokens with bytes. Of several with the same bytes only the one that encoding gives takes a row: a second would
+    take half the probability of the first, for nothing."""
     chosen: dict[int, tuple[Kind, list[int]]] = {i: (Kind.COPIED, [one]) for i, one in kept.items()}
     rest = []
-    for i, spelling in enumerate(target.token_bytes):
+    for spelling, i in ids_in_use(target).items():
         if spelling in spell.by_bytes:
             chosen.setdefault(i, (Kind.COPIED, [spell.by_bytes[spelling]]))
-        elif spelling and i not in chosen:
+        elif i not in chosen:
             rest.append(i)
     return chosen | dict(zip(rest, spell.split([target.token_bytes[i] for i in rest]), strict=True))
 

@@ -15,7 +15,7 @@ class Kind(IntEnum):
     AVERAGED = 2  # the pieces into which the source itself splits the token's text
     FALLBACK = 3  # not text on its own (part of a character): the longest source tokens that spell the bytes
     DRAWN = 4  # the source cannot spell the bytes: a random row like the source's
-    UNREACHABLE = 5  # no token has this id: the mean source row
+    UNREACHABLE = 5  # no token has this id, or none that text becomes (`<0x41>` beside `A`): the mean source row
     OVERRIDDEN = 6  # source tokens named by hand
 
 
