@@ -98,7 +98,8 @@ def written(folder: Path, source: Path, target: Tokenizer, plan: TransferPlan, t
     ids, sources = (torch.from_numpy(part) for part in plan.anchors)
     config, loaded = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
-    wanted = (target.bos_id, target.eos_id, target.pad_id)
+    pad = config.pad_token_id if target.pad_id is None else target.pad_id  # without one, anything may stand there
+    wanted = (target.bos_id, target.eos_id, pad)
     generation = folder / "generation_config.json"
     settings = json.loads(generation.read_text("utf-8")) if generation.is_file() else {}
     return {
