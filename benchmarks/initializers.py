@@ -57,6 +57,7 @@ METHODS = {  # keys of the section `transfer`
     "nearest": {"initializer": "nearest"},
     "clp": {"initializer": "clp"},
     "omp, k = 8": {"initializer": "omp", "omp": {"k": 8}},
+    "omp, k = 8, no rules": {"initializer": "omp", "omp": {"k": 8}, "rules": []},
     "omp, k = 16": {"initializer": "omp", "omp": {"k": 16}},
     "omp, k = 64": {"initializer": "omp", "omp": {"k": 64}},
 }

@@ -214,3 +214,13 @@ def test_digits_and_white_space_are_never_an_initialisers(tokenizers: dict[str, 
     assert {b"1", b"\n", b" "} <= set(spellings)
     assert all(not spelling.strip() or spelling.strip().isdigit() for spelling in spellings)
     assert not set(plan.free.tolist()) & set(np.flatnonzero(plan.by_rule).tolist())
+
+
+def test_rules_can_be_lifted(tokenizers: dict[str, Tokenizer]) -> None:
+    source, target = tokenizers["byte"], tokenizers["large"]
+    plan = plan_transfer(source, target, source_rows=source.vocab_size)
+    ruled = np.isin(plan.kinds, (Kind.AVERAGED, Kind.FALLBACK, Kind.DRAWN)) & plan.white_space
+    assert ruled.any()
+    free = plan.with_rules(["digits"])
+    assert set(np.flatnonzero(ruled)) == set(free.free) - set(plan.free)
+    assert np.array_equal(free.digits, plan.digits)

@@ -14,7 +14,7 @@ from tokenkit.config import UserError
 from tokenkit.transfer import INITIALIZERS
 from tokenkit.transfer.evidence import Evidence
 from tokenkit.transfer.mixture import Origin
-from tokenkit.transfer.plan import Side, TransferPlan
+from tokenkit.transfer.plan import RULES, Rule, Side, TransferPlan
 from tokenkit.transfer.rows import Known, Rows, block_rows
 
 Options = Mapping[str, Mapping[str, Any]]
@@ -45,6 +45,8 @@ class Choice:
     """None: the same one."""
     options: Options = field(default_factory=dict)
     seed: int = 0
+    rules: tuple[Rule, ...] = RULES
+    """Which tokens are made of their pieces whatever the initialiser would make of them."""
 
     def __post_init__(self) -> None:
         for key in ("initializer", "head_initializer"):
@@ -60,6 +62,7 @@ class Choice:
         """What makes the rows of a side; UserError where evidence is lacking."""
         name = self.of(side)
         entry = INITIALIZERS[name]
+        plan = plan.with_rules(self.rules)
         given = [evidence.named(need, side, name) for need in entry.needs]
         return entry.fn(source, plan, *given, side=side, seed=self.seed, **self.options.get(name, {}))
 

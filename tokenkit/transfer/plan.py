@@ -1,10 +1,11 @@
 """Which source rows make the row of each target token. Special tokens go by role, all others by their bytes."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt8
@@ -15,6 +16,9 @@ from tokenkit.config import UserError
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.transfer.specials import Side, role_sources, special_pieces
 from tokenkit.transfer.spelling import Kind, Speller
+
+Rule = Literal["digits", "white_space"]
+RULES: tuple[Rule, ...] = ("digits", "white_space")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +35,8 @@ class TransferPlan:
     offsets: Int64[ndarray, "W+1"]
     special: Bool[ndarray, "W"]  # special tokens of the target, also those that only a random row can stand for
     source_vocab: int  # rows of the source that stand for a token id: what means and draws are taken over
-    by_rule: Bool[ndarray, "W"]  # digits, and runs of white space: made of their pieces whatever makes other rows
+    digits: Bool[ndarray, "W"]  # numbers, and
+    white_space: Bool[ndarray, "W"]  # runs of it: made of their pieces whatever makes other rows
 
     def __len__(self) -> int:
         return len(self.kinds)
@@ -44,6 +49,16 @@ class TransferPlan:
     def side(self, side: Side) -> Int32[ndarray, "P"]:
         """The source ids for the input embedding or for the output matrix."""
         return self.pieces if side == "input" else self.head_pieces
+
+    @cached_property
+    def by_rule(self) -> Bool[ndarray, "W"]:
+        """The target ids that are left to their pieces because of what they are."""
+        return self.digits | self.white_space
+
+    def with_rules(self, rules: Collection[Rule]) -> "TransferPlan":
+        """The plan with these rules alone."""
+        kept = {name: self.__dict__[name] if name in rules else np.zeros(len(self), bool) for name in RULES}
+        return replace(self, **kept)
 
     @cached_property
     def free(self) -> Int64[ndarray, "F"]:
@@ -126,7 +141,7 @@ def _plan(
     head_pieces = pieces.copy()
     for i, role_source in head.items():
         head_pieces[offsets[i]] = role_source
-    return TransferPlan(kinds, pieces, head_pieces, offsets, _special(target), vocab, _by_rule(target))
+    return TransferPlan(kinds, pieces, head_pieces, offsets, _special(target), vocab, *_ruled(target))
 
 
 def _special(target: Tokenizer) -> Bool[ndarray, "W"]:
@@ -135,13 +150,11 @@ def _special(target: Tokenizer) -> Bool[ndarray, "W"]:
     return found
 
 
-def _by_rule(target: Tokenizer) -> Bool[ndarray, "W"]:
-    """Tokens that are digits, with a space before them or not, or nothing but white space."""
-    return np.array([_is_number_or_space(spelling) for spelling in target.token_bytes], bool)
-
-
-def _is_number_or_space(spelling: bytes) -> bool:
-    return bool(spelling) and (not spelling.strip() or spelling.removeprefix(b" ").isdigit())
+def _ruled(target: Tokenizer) -> tuple[Bool[ndarray, "W"], Bool[ndarray, "W"]]:
+    """Tokens that are digits, with a space before them or not; those that are nothing but white space."""
+    spellings = target.token_bytes
+    digits = np.array([spelling.removeprefix(b" ").isdigit() for spelling in spellings], bool)
+    return digits, np.array([bool(spelling) and not spelling.strip() for spelling in spellings], bool)
 
 
 def _overridden(source: Tokenizer, target: Tokenizer, spell: Speller, override: Override) -> dict[int, list[int]]:
@@ -182,4 +195,4 @@ def _identity(tokenizer: Tokenizer, vocab: int) -> TransferPlan:
             kinds[i] = Kind.COPIED if spelling else Kind.SPECIAL
     own = np.flatnonzero(kinds != Kind.UNREACHABLE).astype(np.int32)
     offsets = np.concatenate([[0], np.cumsum(kinds != Kind.UNREACHABLE)]).astype(np.int64)
-    return TransferPlan(kinds, own, own, offsets, _special(tokenizer), vocab, _by_rule(tokenizer))
+    return TransferPlan(kinds, own, own, offsets, _special(tokenizer), vocab, *_ruled(tokenizer))

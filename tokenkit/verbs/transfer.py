@@ -20,7 +20,7 @@ from tokenkit.transfer import INITIALIZERS, Initializer
 from tokenkit.transfer.apply import TransferReport, transfer_model
 from tokenkit.transfer.evidence import Evidence, Texts
 from tokenkit.transfer.initialize import Choice
-from tokenkit.transfer.plan import Side
+from tokenkit.transfer.plan import RULES, Rule, Side
 from tokenkit.transfer.rows import Rows
 from tokenkit.transfer.shards import Checkpoint, local_folder, open_checkpoint
 from tokenkit.transfer.stream import Body, stream_transfer
@@ -55,6 +55,9 @@ class TransferSection(Config):
     """Round the number of rows up; the added rows stand for no token."""
     untie: bool = False
     """Give the output head a matrix of its own where it shares the input embedding's."""
+    rules: list[Rule] = list(RULES)
+    """Numbers (`digits`) and runs of `white_space` get the mean of their pieces, whatever the initialiser makes of
+    other tokens; [] leaves these to it too."""
     override: dict[str, str | int] = {}
     """Target token to source text, or source id: rows chosen by hand."""
     donor: str | None = None
@@ -68,7 +71,7 @@ class TransferSection(Config):
         """The initialisers and their options."""
         given = {name: self.__dict__[name] for name in SECTIONS if self.__dict__.get(name) is not None}
         options = {name: {key: one.__dict__[key] for key in one.model_fields_set} for name, one in given.items()}
-        return Choice(self.initializer, self.head_initializer, options, self.seed)
+        return Choice(self.initializer, self.head_initializer, options, self.seed, tuple(self.rules))
 
     def evidence(
         self,
