@@ -12,9 +12,12 @@ from transformers import AutoModelForCausalLM
 
 from tokenkit.config import UserError, build
 from tokenkit.models.hypernet import FILE
-from tokenkit.models.load import load_model
+from tokenkit.models.load import head_matrix, input_matrix, load_model
 from tokenkit.tokenizers.hf import HFTokenizer
 from tokenkit.train.loop import Interrupted
+from tokenkit.transfer.apply import transfer_model
+from tokenkit.transfer.evidence import Evidence
+from tokenkit.transfer.initialize import Choice
 from tokenkit.transfer.plan import Kind, plan_transfer
 from tokenkit.verbs.train_hypernet import TrainHypernetRun, train_hypernet
 from tokenkit.verbs.transfer import TransferRun, transfer
@@ -141,6 +144,23 @@ def test_a_network_of_another_model_or_shape_is_refused(run: Make, tmp_path, mod
         moved(tmp_path, tmp_path / "untied", "b", **keys)
     with pytest.raises(UserError, match=r"transfer.hypernet=FOLDER, of `tokenkit train-hypernet`"):
         moved(tmp_path, model_folder, "c", initializer="hypernet")
+
+
+def test_two_matrices_are_made_by_one_network_which_reads_both(run: Make, tmp_path, model_folder, bpe, unigram):
+    """Streamed and in memory the same rows, for input and output."""
+    model = load_model(str(model_folder))
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().flip(1).clone())
+    model.save_pretrained(tmp_path / "untied")
+    bpe.save(tmp_path / "untied")
+    train_hypernet(run(model={"source": str(tmp_path / "untied")}, train={"steps": 2}), quiet=True)
+    keys = {"initializer": "hypernet", "hypernet": str(tmp_path / "out")}
+    report, _ = moved(tmp_path, tmp_path / "untied", "streamed", **keys)
+    assert report["origins"]["input"]["initializer"] == report["origins"]["head"]["initializer"] > 0
+    transfer_model(model, bpe, unigram, Choice("hypernet"), evidence=Evidence(bpe, unigram, hypernet=tmp_path / "out"))
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "streamed")
+    assert torch.equal(input_matrix(found), input_matrix(model))
+    assert torch.equal(head_matrix(found), head_matrix(model))
 
 
 @pytest.mark.parametrize(("changes", "message"), [
