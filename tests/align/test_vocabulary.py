@@ -25,6 +25,7 @@ from tokenkit.config import UserError
 from tokenkit.tokenizers.bytelevel import ByteTokenizer
 from tokenkit.tokenizers.hf import HFTokenizer
 from tokenkit.tokenizers.load import load_tokenizer
+from tokenkit.tokenizers.train import train_tokenizer
 
 
 def edits(a: bytes, b: bytes) -> int:
@@ -267,3 +268,14 @@ def test_files_for_other_programs(bpe, unigram, tmp_path):
     index = unigram.token_bytes.index(b" cat") if b" cat" in unigram.token_bytes else unigram.token_bytes.index(b" ")
     assert distances["Ġ" + unigram.token_bytes[index][1:].decode()] == found.distance[index]
     assert len(distances) == len({*spelled(unigram)} - {b""})
+
+
+def test_of_doubled_line_breaks_the_one_that_text_becomes_is_in_use():
+    """Behind a line break a line break joins it, so one look at a single place would find neither."""
+    tokenizer = train_tokenizer(["one two\n\nthree four\n\n", "five\nsix\n\n\nseven"] * 40, "unigram", 340)
+    doubled = [i for i, spelling in enumerate(tokenizer.token_bytes) if spelling == b"\n"]
+    assert len(doubled) == 2
+    given = tokenizer.encode("x\ny").ids[1]
+    assert given in doubled
+    assert given not in tokenizer.encode("\n\n").ids
+    assert ids_in_use(tokenizer)[b"\n"] == given

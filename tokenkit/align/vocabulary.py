@@ -113,6 +113,9 @@ def mined_map(student: Tokenizer, teacher: Tokenizer, *, workers: int = 0) -> To
     return TokenMap(exact, distance)
 
 
+BEFORE = ("\n", "a", "")  # behind the first two stands no dummy space; what is spelled may join with either of them
+
+
 def ids_in_use(tokenizer: Tokenizer) -> dict[bytes, int]:
     """The id of every spelling of ordinary tokens; of doubled ones (`<0x41>` beside `A`) the id that encoding gives."""
     found: dict[bytes, int] = {}
@@ -123,9 +126,11 @@ def ids_in_use(tokenizer: Tokenizer) -> dict[bytes, int]:
         elif spelling:
             found[spelling] = index
     for spelling, ids in doubled.items():
-        used = [index for index in _ids_after_line(tokenizer, spelling) if index in ids]
-        if used:
-            found[spelling] = used[-1]
+        for before in BEFORE:
+            used = [index for index in _ids_in_text(tokenizer, spelling, before) if index in ids]
+            if used:
+                found[spelling] = used[-1]
+                break
     return found
 
 
@@ -195,10 +200,10 @@ def _by_length(spellings: Iterable[bytes]) -> dict[int, list[bytes]]:
     return groups
 
 
-def _ids_after_line(tokenizer: Tokenizer, spelling: bytes) -> list[int]:
-    """How a tokenizer spells the bytes after a line break, where no dummy space stands; nothing if it cannot."""
+def _ids_in_text(tokenizer: Tokenizer, spelling: bytes, before: str) -> list[int]:
+    """How a tokenizer spells the bytes behind a text; nothing if it cannot."""
     try:
-        return tokenizer.encode("\n" + spelling.decode()).ids.tolist()
+        return tokenizer.encode(before + spelling.decode()).ids.tolist()
     except (UnicodeDecodeError, UserError):  # part of a character, or changed by the tokenizer
         return []
 
