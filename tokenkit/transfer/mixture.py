@@ -5,7 +5,6 @@ the output rows and the biases of a model in memory or of one that is streamed.
 """
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -176,8 +175,3 @@ def ranges(begins: Int64[ndarray, "R"], lengths: Int64[ndarray, "R"]) -> Int64[n
         return np.zeros(0, np.int64)
     firsts = np.cumsum(lengths) - lengths
     return np.arange(int(lengths.sum())) + np.repeat(begins - firsts, lengths)
-
-
-def flattened(groups: Sequence[Sequence[int]]) -> Int32[ndarray, "P"]:
-    """The ids of all groups, one after the other."""
-    return np.fromiter((i for group in groups for i in group), np.int32, sum(map(len, groups)))
