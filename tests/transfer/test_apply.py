@@ -1,5 +1,7 @@
 """A transferred model is a whole model: rows, bias, ties, configuration; the same tokenizer changes no answer."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,8 @@ from tokenkit.transfer.evidence import Evidence
 from tokenkit.transfer.initialize import Choice, all_rows
 from tokenkit.transfer.plan import Side, plan_transfer
 from tokenkit.transfer.rows import TensorRows
+from tokenkit.transfer.shards import open_checkpoint
+from tokenkit.transfer.stream import stream_transfer
 
 
 def tiny(rows: int, **options: object) -> LlamaForCausalLM:
@@ -134,3 +138,15 @@ def test_unknown_initialisers_are_one_line(tokenizers: dict[str, Tokenizer]) -> 
         transfer_model(tiny(one.vocab_size), one, one, Choice("focal"))
     with pytest.raises(UserError, match="pad_to_multiple_of: 0"):
         transfer_model(tiny(one.vocab_size), one, one, pad_to_multiple_of=0)
+
+
+def test_output_rows_are_chosen_only_where_there_are_some(tokenizers: dict[str, Tokenizer], tmp_path: Path) -> None:
+    source, target = tokenizers["small"], tokenizers["large"]
+    choice = Choice("fvt", "zero")
+    tied = tiny(source.vocab_size, tie_word_embeddings=True)
+    tied.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="head_initializer: the model has one matrix"):
+        transfer_model(tied, source, target, choice)
+    with pytest.raises(UserError, match="head_initializer: the model has one matrix"):
+        stream_transfer(open_checkpoint(tmp_path), source, target, choice)
+    assert transfer_model(tied, source, target, choice, untie=True).head_initializer == "zero"

@@ -61,10 +61,7 @@ def transfer_model(
     check_target(target, pad_to_multiple_of)
     embedding, head = input_matrix(model), head_matrix(model)
     source_rows, bias, tied = len(embedding), output_head(model).bias, head is embedding
-    if tied and not untie and choice.head_initializer is not None:
-        raise UserError(
-            "transfer.head_initializer: the model has one matrix for input and output; write transfer.untie=true too"
-        )
+    check_sides(choice, tied=tied and not untie)
     plan = plan_transfer(source, target, source_rows=min(source_rows, len(head)), override=override, kept=kept)
     size = padded_size(target.vocab_size, pad_to_multiple_of)
     matrices: dict[Side, Rows] = {"input": TensorRows(embedding.detach())}
@@ -105,6 +102,14 @@ def set_rows(
             head_matrix(model).copy_(new_head)
         if new_bias is not None:
             output_head(model).bias.copy_(new_bias)
+
+
+def check_sides(choice: Choice, *, tied: bool) -> None:
+    """UserError where output rows are chosen for a model that has none of its own."""
+    if tied and choice.head_initializer is not None:
+        raise UserError(
+            "transfer.head_initializer: the model has one matrix for input and output; write transfer.untie=true too"
+        )
 
 
 def check_target(target: Tokenizer, pad_to_multiple_of: int) -> None:

@@ -22,7 +22,7 @@ from tokenkit.config import UserError
 from tokenkit.models.moved_settings import Settings, moved_settings, read_settings
 from tokenkit.models.tensor_files import Change, Entry, NewTensor, copy_file, read_bytes, read_header, write_tensors
 from tokenkit.tokenizers.base import Tokenizer
-from tokenkit.transfer.apply import FVT, TransferReport, check_target, padded_size
+from tokenkit.transfer.apply import FVT, TransferReport, check_sides, check_target, padded_size
 from tokenkit.transfer.evidence import Evidence
 from tokenkit.transfer.initialize import Choice, RowMaker, origins, row_blocks
 from tokenkit.transfer.mixture import pieces_mixture
@@ -164,6 +164,7 @@ def stream_transfer(
     """
     check_target(target, pad_to_multiple_of)
     tables = checkpoint.tables
+    check_sides(choice, tied=tables.tied and not untie)
     head = tables.head or tables.input
     embedding, output = checkpoint.rows(tables.input), checkpoint.rows(head)
     source_rows = min(embedding.shape[0], output.shape[0])
