@@ -52,7 +52,7 @@ METHODS = {  # keys of the section `transfer`
     "focus": {"initializer": "focus"},
     "wechsel": {"initializer": "wechsel"},
     "tokalign": {"initializer": "tokalign"},
-    "token distillation": {"initializer": "token_distillation"},
+    "token distillation": {"initializer": "token_distillation", "token_distillation": {"max_steps": 200}},
     "hypernetwork": {"initializer": "hypernet"},
     "nearest": {"initializer": "nearest"},
     "clp": {"initializer": "clp"},
