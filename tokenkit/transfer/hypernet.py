@@ -148,18 +148,6 @@ def surface_forms(
     forms, lengths = np.zeros((len(pieces), longest), np.int64), np.zeros(len(pieces), np.int64)
     for row, (spelling, (_, ids)) in enumerate(zip(spellings, pieces, strict=True)):
         whole = spell.by_bytes.get(spelling)
-        found = ([whole] if whole is not None else ids or _with_bytes(spell, spelling))[:longest]
+        found = ([whole] if whole is not None else ids or spell.cut(spelling))[:longest]
         forms[row, : len(found)], lengths[row] = found, len(found)
     return forms, lengths
-
-
-def _with_bytes(spell: Speller, spelling: bytes) -> list[int]:
-    """The longest source tokens, and single bytes where there is none."""
-    found, begin = [], 0
-    while begin < len(spelling):
-        end = min(begin + spell.longest, len(spelling))
-        while end > begin and spelling[begin:end] not in spell.by_bytes:
-            end -= 1
-        found.append(spell.vocab + spelling[begin] if end == begin else spell.by_bytes[spelling[begin:end]])
-        begin = max(end, begin + 1)
-    return found

@@ -74,16 +74,19 @@ class Speller:
         return ids if max(ids, default=0) < self.vocab and b"".join(known[i] for i in ids) == spelling else []
 
     def _greedy(self, spelling: bytes) -> tuple[Kind, list[int]]:
+        pieces = self.cut(spelling)
+        return (Kind.DRAWN, []) if max(pieces, default=0) >= self.vocab else (Kind.FALLBACK, pieces)
+
+    def cut(self, spelling: bytes) -> list[int]:
+        """The longest source tokens from the left; `vocab + byte` where no token begins with the byte."""
         pieces, begin = [], 0
         while begin < len(spelling):
             end = min(begin + self.longest, len(spelling))
             while end > begin and spelling[begin:end] not in self.by_bytes:
                 end -= 1
-            if end == begin:
-                return Kind.DRAWN, []
-            pieces.append(self.by_bytes[spelling[begin:end]])
-            begin = end
-        return Kind.FALLBACK, pieces
+            pieces.append(self.vocab + spelling[begin] if end == begin else self.by_bytes[spelling[begin:end]])
+            begin = max(end, begin + 1)
+        return pieces
 
 
 def _as_text(spelling: bytes) -> str | None:
