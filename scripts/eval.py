@@ -3,17 +3,7 @@
 python scripts/eval.py model_path=outputs/my_model eval.tasks='[arc_easy, piqa]' eval.limit=100
 """
 
-import sys
-
-from tokenkit.cli_shared import run_script
-
-
-def main() -> None:
-    from tokenkit.cli import evaluate
-    from tokenkit.verbs.guide import HARNESS, MODEL, renamed
-
-    evaluate(renamed(sys.argv[1:], MODEL, HARNESS))
-
+from tokenkit.cli_guide import run_guide
 
 if __name__ == "__main__":
-    run_script("eval", main)
+    run_guide("eval", __doc__)

@@ -3,17 +3,7 @@
 python scripts/merge_lora.py base_model=FOLDER lora_model=outputs/my_lora_model output_path=outputs/merged_model
 """
 
-import sys
-
-from tokenkit.cli_shared import run_script
-
-
-def main() -> None:
-    from tokenkit.cli import merge_lora
-    from tokenkit.verbs.guide import MODEL, renamed
-
-    merge_lora(renamed(sys.argv[1:], MODEL))
-
+from tokenkit.cli_guide import run_guide
 
 if __name__ == "__main__":
-    run_script("merge_lora", main)
+    run_guide("merge_lora", __doc__)

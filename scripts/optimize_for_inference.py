@@ -1,4 +1,4 @@
-"""Writes a model in fewer bits, verified: the guide's name of `tokenkit export format=int8` and its like.
+r"""Writes a model in fewer bits, verified: the guide's name of `tokenkit export format=int8` and its like.
 
     python scripts/optimize_for_inference.py model_path=outputs/my_model output_path=outputs/optimized_model \
         quantization=int8 device=cuda
@@ -6,19 +6,7 @@
 `quantization` is int8, int4, ternary, bfloat16, float16 or none.
 """
 
-import sys
-
-from tokenkit.cli_shared import run_script
-
-
-def main() -> None:
-    from tokenkit.cli import export
-    from tokenkit.verbs.guide import MODEL, renamed
-
-    words = sys.argv[1:]
-    chosen = any(word.startswith(("quantization=", "format=")) for word in words)
-    export(renamed(words if chosen else ["quantization=int8", *words], MODEL))
-
+from tokenkit.cli_guide import run_guide
 
 if __name__ == "__main__":
-    run_script("optimize_for_inference", main)
+    run_guide("optimize_for_inference", __doc__)

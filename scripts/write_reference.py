@@ -1,4 +1,4 @@
-"""Writes docs/reference.md: every verb, run-file key, loss and initialiser, from the code itself."""
+"""Writes docs/reference.md (verbs, run-file keys, losses, initialisers) and docs/guide_keys.md, from the code."""
 
 from pathlib import Path
 from typing import Any, get_args
@@ -10,8 +10,10 @@ from tokenkit.config import Config
 from tokenkit.losses import LOSSES
 from tokenkit.transfer import INITIALIZERS
 from tokenkit.verbs import RUNS, run_schema
+from tokenkit.verbs.guide.page import guide_page
 
 TARGET = Path(__file__).parents[1] / "docs" / "reference.md"
+GUIDE_PAGE = TARGET.with_name("guide_keys.md")
 
 
 def reference() -> str:
@@ -70,3 +72,4 @@ def default(field: FieldInfo) -> str:
 
 if __name__ == "__main__":
     TARGET.write_text(reference(), "utf-8")
+    GUIDE_PAGE.write_text(guide_page(), "utf-8")

@@ -32,6 +32,7 @@ LAYERS = {
     "cli_transfer": 15,
     "cli_sweep": 15,
     "cli": 16,
+    "cli_guide": 17,
 }
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 

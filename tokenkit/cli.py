@@ -2,7 +2,8 @@
 
 import errno
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -34,13 +35,24 @@ def demo(words: Words = None, dry_run: DryRun = False, quiet: Quiet = False) -> 
         demo(run, quiet=quiet)
 
 
+def told_run(run: Any) -> Callable[[], str]:
+    """What --dry-run prints of a training run."""
+
+    def text() -> str:
+        from tokenkit.verbs.estimate import dry_run_text
+
+        return dry_run_text(run)
+
+    return text
+
+
 @app.command()
 def pretrain(words: Words = None, dry_run: DryRun = False, resume: Resume = False, quiet: Quiet = False) -> None:
     """Train a small model and its tokenizer from nothing."""
     from tokenkit.verbs.pretrain import PretrainRun, pretrain
 
     run = load(PretrainRun, words or [])
-    if not shown(run, dry_run):
+    if not shown(run, dry_run, told_run(run)):
         print_values(pretrain(run, resume=resume, quiet=quiet))
 
 
@@ -54,20 +66,22 @@ def distill(
     quiet: Quiet = False,
 ) -> None:
     """Transfer a model to another tokenizer and train it under what it was, or under another teacher."""
-    from tokenkit.verbs.distill import distill
     from tokenkit.verbs.distill_run import DistillRun
+    from tokenkit.verbs.stages import distill_stages, last_folder
 
     chosen = cli_sweep.chosen_preset(preset, words or [], smoke)
     run = chosen or load(DistillRun, words or [])
-    if not shown(run, dry_run):
+    if not shown(run, dry_run, told_run(run)):
         cli_sweep.make_teacher(preset, run, smoke, quiet)
-        results = distill(run, resume=resume, quiet=quiet)
+        results = distill_stages(run, resume=resume, quiet=quiet)
+        if not results:  # another process of this run has them, and tells
+            return
         print_values({key: value for key, value in results.items() if key not in ("transfer", "losses", "benchmarks")})
         if "benchmarks" in results:
             from tokenkit.verbs.benchmarks import benchmark_table
 
             print_rich(benchmark_table(results["benchmarks"]))
-        print_values({"model": str(run.output / "model"), "page": str(run.output / "report.html")})
+        print_values({"model": str(last_folder(run) / "model"), "page": str(last_folder(run) / "report.html")})
 
 
 @app.command()

@@ -15,7 +15,7 @@ Words = Annotated[
         metavar="RUN.YAML KEY=VALUE ...", help="A run file, then overrides; either may be left out.", show_default=False
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved run and leave.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved run, of training also what it takes, and leave.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that the output folder holds.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
@@ -27,10 +27,10 @@ def log_calmly() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def shown(run: Config, dry_run: bool) -> bool:
-    """Whether the run was only to be shown, as it now is."""
+def shown(run: Config, dry_run: bool, text: Callable[[], str] | None = None) -> bool:
+    """Whether the run was only to be shown, as it now is: resolved, or as `text` tells it."""
     if dry_run:
-        typer.echo(dump_yaml(resolved(run)), nl=False)
+        typer.echo(dump_yaml(resolved(run)) if text is None else text(), nl=False)
     return dry_run
 
 

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tokenkit import fused
 
 TILE = {"cpu": (512, 2048), "cuda": (4096, 32768)}  # rows x vocabulary that exist at one time: a cache, or 512 MiB
 FAINT = -60.0  # nats below which a mass is added up on its own
+WHOLE = 2**24  # logits that exist at one time where gradients are taken before they are asked for
+FEWEST = 64  # rows for which that pays: the head's gradient is passed over once for all of them
 
 
 @dataclass(frozen=True)
@@ -46,17 +49,32 @@ def token_scores(
     labels: Int[Tensor, "*N"],
     boundary: Bool[Tensor, "V"] | None = None,
     form: LogitForm = PLAIN,
+    *,
+    read: Bool[Tensor, "*N"] | None = None,
+    alike: bool = False,
 ) -> tuple[Float[Tensor, "*N"], Float[Tensor, "*N"]]:
     """Log-probability of each label and log-mass of the boundary tokens (0 without `boundary`), in nats.
 
-    A label below 0 is scored 0. On a GPU the label alone is left to another package's kernel, if one is installed.
+    A label below 0 is scored 0. Positions that are not to be `read` give 0 and, on a CPU, cost nothing; neither do those
+    without a label where that is all that is scored. `alike`: every label's score will count for as much as any other's,
+    so on a CPU gradients are taken along with the scores; if it was not so, they are taken again. On a GPU the label
+    alone is left to another package's kernel, if one is installed.
     """
-    rows = hidden.reshape(-1, hidden.shape[-1])
+    rows, ids = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
     kernel = _kernel(rows, form) if boundary is None else None
     if kernel is not None:
-        flat = fused.label_logp(kernel, rows, head, labels.reshape(-1), form.bias, form.scale, form.softcap)
+        flat = fused.label_logp(kernel, rows, head, ids, form.bias, form.scale, form.softcap)
         return flat.view(labels.shape), torch.zeros_like(flat).view(labels.shape)
-    label, mass = _Scores.apply(rows, head, form.bias, labels.reshape(-1, 1), boundary, form, False)
+    wanted = _wanted(ids, read, boundary) if hidden.device.type == "cpu" else None
+    if wanted is not None:
+        rows, ids = rows[wanted], ids[wanted]
+    if alike and boundary is None and _may_go_ahead(rows, head, form):
+        label = _AlikeScores.apply(rows, head, ids, form)
+        mass = torch.zeros_like(label)
+    else:
+        label, mass = _Scores.apply(rows, head, form.bias, ids.unsqueeze(1), boundary, form, False)
+    if wanted is not None:  # a copy of neither gives gradients to what is not read
+        label, mass = (x.new_zeros(labels.numel()).index_copy(0, wanted, x.view(-1)) for x in (label, mass))
     return label.view(labels.shape), mass.view(labels.shape)
 
 
@@ -103,6 +121,20 @@ def token_scores_dense(
     if boundary is None:
         return label, torch.zeros_like(label)
     return label, logp.masked_fill(~boundary, -torch.inf).logsumexp(-1)
+
+
+def _wanted(ids: Tensor, read: Tensor | None, boundary: Tensor | None) -> Tensor | None:
+    """Places of the rows whose scores are read; None where that is all of them."""
+    mask = ids >= 0 if boundary is None else None
+    if read is not None:
+        mask = read.reshape(-1) if mask is None else mask & read.reshape(-1)
+    return None if mask is None or bool(mask.all()) else mask.nonzero().squeeze(1)
+
+
+def _may_go_ahead(hidden: Tensor, head: Tensor, form: LogitForm) -> bool:
+    """Whether gradients will be asked for that are simple enough to be taken beforehand."""
+    simple = form.bias is None and form.softcap is None and hidden.device.type == "cpu" and hidden.dtype == head.dtype
+    return simple and len(hidden) > 0 and torch.is_grad_enabled() and (hidden.requires_grad or head.requires_grad)
 
 
 def _kernel(hidden: Tensor, form: LogitForm) -> fused.Kernel | None:
@@ -164,39 +196,93 @@ class _Scores(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        hidden, head, bias, ids, boundary, total, mass = ctx.saved_tensors
-        id_grad = gradients[0].masked_fill(ids < 0, 0.0)
-        mass_grad = gradients[1] if mass is not None else torch.zeros_like(total)
-        all_grad = id_grad.sum(1) + mass_grad
-        weight = _set_weight(boundary, ctx.rest, head, total.dtype)
-        hidden_grad = torch.zeros_like(hidden, dtype=total.dtype)
-        head_grad = torch.zeros_like(head, dtype=total.dtype) if ctx.needs_input_grad[1] else None
-        bias_grad = torch.zeros_like(bias, dtype=total.dtype) if ctx.needs_input_grad[2] else None
-        row_parts, column_parts = _tiles(hidden, head)
-        for columns in column_parts:
-            for rows in row_parts:
-                logits = _logits(hidden[rows], head, columns, ctx.form)
-                here = _places(ids[rows], columns)
-                capped = logits.clone() if ctx.form.softcap is not None else logits
-                if mass is None or weight is None:
-                    grad = logits.sub_(total[rows].unsqueeze(1)).exp_().mul_(-all_grad[rows].unsqueeze(1))
-                else:
-                    parts = (total[rows], mass[rows], all_grad[rows], mass_grad[rows], weight[columns])
-                    grad = _grad_with_mass(logits, *parts, here if ctx.rest else None)
-                grad.index_put_((here[0], here[2]), id_grad[rows][here[0], here[1]], accumulate=True)
-                grad = ctx.form.pull_back(grad, capped)
-                if bias_grad is not None:
-                    bias_grad[columns] += grad.sum(0)
-                grad = grad.to(hidden.dtype)
-                hidden_grad[rows] += grad @ head[columns].to(grad.dtype)
-                if head_grad is not None:
-                    head_grad[columns] += grad.T @ hidden[rows]
-        return (
-            hidden_grad.to(hidden.dtype) if ctx.needs_input_grad[0] else None,
-            None if head_grad is None else head_grad.to(head.dtype),
-            None if bias_grad is None else bias_grad.to(bias.dtype),
-            *[None] * 4,
-        )
+        *fixed, total, mass = ctx.saved_tensors
+        found = _gradients(*fixed, ctx.form, ctx.rest, total, mass, gradients, ctx.needs_input_grad[:3])
+        return *found, *[None] * 4
+
+
+def _gradients(hidden, head, bias, ids, boundary, form, rest, total, mass, gradients, needed):
+    """At the hidden states, the head and the bias, where they are needed, from those at both scores."""
+    id_grad = gradients[0].masked_fill(ids < 0, 0.0)
+    mass_grad = gradients[1] if mass is not None else torch.zeros_like(total)
+    all_grad = id_grad.sum(1) + mass_grad
+    weight = _set_weight(boundary, rest, head, total.dtype)
+    hidden_grad = torch.zeros_like(hidden, dtype=total.dtype)
+    head_grad = torch.zeros_like(head, dtype=total.dtype) if needed[1] else None
+    bias_grad = torch.zeros_like(bias, dtype=total.dtype) if needed[2] else None
+    row_parts, column_parts = _tiles(hidden, head)
+    for columns in column_parts:
+        for rows in row_parts:
+            logits = _logits(hidden[rows], head, columns, form)
+            here = _places(ids[rows], columns)
+            capped = logits.clone() if form.softcap is not None else logits
+            if mass is None or weight is None:
+                grad = logits.sub_(total[rows].unsqueeze(1)).exp_().mul_(-all_grad[rows].unsqueeze(1))
+            else:
+                parts = (total[rows], mass[rows], all_grad[rows], mass_grad[rows], weight[columns])
+                grad = _grad_with_mass(logits, *parts, here if rest else None)
+            grad.index_put_((here[0], here[2]), id_grad[rows][here[0], here[1]], accumulate=True)
+            grad = form.pull_back(grad, capped)
+            if bias_grad is not None:
+                bias_grad[columns] += grad.sum(0)
+            grad = grad.to(hidden.dtype)
+            hidden_grad[rows] += grad @ head[columns].to(grad.dtype)
+            if head_grad is not None:
+                head_grad[columns] += grad.T @ hidden[rows]
+    return (
+        hidden_grad.to(hidden.dtype) if needed[0] else None,
+        None if head_grad is None else head_grad.to(head.dtype),
+        None if bias_grad is None else bias_grad.to(bias.dtype),
+    )
+
+
+class _AlikeScores(torch.autograd.Function):
+    """Log-softmax of a head at one id per row, with the gradients of the sum of all rows taken in the same pass.
+
+    In the backward pass they are multiplied with what every row counts for; where rows count for different amounts, or
+    at a second backward pass, logits are computed again.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, head, labels, form):
+        at, total = (hidden.new_empty(len(hidden), dtype=_accumulator(hidden)) for _ in range(2))
+        needed = ctx.needs_input_grad
+        hidden_grad = torch.zeros_like(hidden, dtype=total.dtype) if needed[0] else None
+        head_grad = torch.zeros_like(head, dtype=total.dtype) if needed[1] else None
+        column_parts = _cut(len(head), TILE["cpu"][1])
+        for rows in _cut(len(hidden), max(FEWEST, WHOLE // len(head))):
+            own, ids = hidden[rows], labels[rows].long()
+            tiles = [_logits(own, head, columns, form) for columns in column_parts]
+            for tile, columns in zip(tiles, column_parts):
+                row, _, column = _places(labels[rows].unsqueeze(1), columns)
+                at[rows][row] = tile[row, column]
+            peaks = torch.stack([tile.amax(1) for tile in tiles]).amax(0)
+            tiles = [tile.sub_(peaks.unsqueeze(1)).exp_() for tile in tiles]
+            total[rows] = peaks + torch.stack([tile.sum(1) for tile in tiles]).sum(0).log()
+            share = (peaks - total[rows]).exp_().unsqueeze(1)  # turns exponentials into probabilities
+            if hidden_grad is not None:
+                expected = sum(tile.to(own.dtype) @ head[columns] for tile, columns in zip(tiles, column_parts))
+                hidden_grad[rows] = (head[ids] - share * expected) * form.scale
+            if head_grad is not None:
+                weighted = (own * share * -form.scale).to(own.dtype)
+                for tile, columns in zip(tiles, column_parts):
+                    head_grad[columns].addmm_(tile.T.to(own.dtype), weighted)
+                head_grad.index_add_(0, ids, (own * form.scale).to(head_grad.dtype))
+        ctx.save_for_backward(hidden, head, labels, total)
+        ctx.form, ctx.ready = form, (hidden_grad, head_grad)
+        return at - total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *gradients):  # pyrefly: ignore [bad-override] (a decorator hides the signature)
+        (gradient,), ready, ctx.ready = gradients, ctx.ready, None
+        hidden, head, labels, total = ctx.saved_tensors
+        if ready is not None and bool((gradient == gradient[0]).all()):
+            found = [None if grad is None else grad.mul_(gradient[0]) for grad in ready]
+            return *(None if g is None else g.to(of.dtype) for g, of in zip(found, (hidden, head))), None, None
+        needed = (*ctx.needs_input_grad[:2], False)
+        parts = (hidden, head, None, labels.unsqueeze(1), None, ctx.form, False, total, None)
+        return *_gradients(*parts, (gradient.unsqueeze(1), None), needed)[:2], None, None
 
 
 def _set_weight(boundary: Tensor | None, rest: bool, head: Tensor, dtype: torch.dtype) -> Tensor | None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tokenkit.config import UserError
-from tokenkit.data.batch import DataConfig, collate, read_training_rows, reading_of
+from tokenkit.data.batch import collate, reading_of
+from tokenkit.data.corpus import DataConfig, read_training_rows
 from tokenkit.data.example import Reading, cut, make_examples
 from tokenkit.data.messages import read_dialogues
 from tokenkit.data.source import SourceConfig

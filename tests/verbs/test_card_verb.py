@@ -14,7 +14,8 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from tokenkit.config import UserError, build
-from tokenkit.data.batch import Batches, read_training_rows
+from tokenkit.data.batch import Batches
+from tokenkit.data.corpus import read_training_rows
 from tokenkit.export.private import found_private
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.train.counted import Counted
@@ -117,7 +118,7 @@ def test_counts_of_older_checkpoints_are_none():
         def load_state(self, tensors):
             assert set(tensors) == {"x"}
 
-        def at(self, step, num_microbatches=1):
+        def at(self, step, num_microbatches=1, rank=0, ranks=1):
             return []
 
         def place(self, step):

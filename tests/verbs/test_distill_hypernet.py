@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tokenkit.config import UserError, build
-from tokenkit.data.batch import read_training_rows
+from tokenkit.data.corpus import read_training_rows
 from tokenkit.models.load import head_matrix, input_matrix
 from tokenkit.train.loop import Interrupted
 from tokenkit.train.step import accumulate_gradients

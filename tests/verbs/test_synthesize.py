@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from tokenkit.config import UserError, build, dump_yaml, parse_yaml, resolved
-from tokenkit.data.batch import Batches, DataConfig, read_training_rows
+from tokenkit.data.batch import Batches
+from tokenkit.data.corpus import DataConfig, read_training_rows
 from tokenkit.data.source import SourceConfig, read_documents
 from tokenkit.data.synthetic import read_metadata, read_rows_of_set, read_shard, shards_of, text_of
 from tokenkit.models import engines

@@ -3,54 +3,25 @@
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from itertools import accumulate, islice, pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Int
-from numpy import ndarray
-from pydantic import Field
 from torch import Tensor
 
 from tokenkit.align.bias import load_bias
 from tokenkit.align.boundary import space_tokens
-from tokenkit.align.modes import ModeName, chunk_mode
-from tokenkit.config import Config
-from tokenkit.data.example import PLAIN, Example, Reading, Row, Side, SpecialTokens, Window, cut, make_examples
-from tokenkit.data.messages import Dialogue, read_dialogues
+from tokenkit.align.modes import chunk_mode
+from tokenkit.config import UserError
+from tokenkit.data.corpus import DataConfig
+from tokenkit.data.example import PLAIN, Example, Reading, Row, Side, make_examples
+from tokenkit.data.order import ordered
+from tokenkit.data.packing import Pack, slots
 from tokenkit.data.records import BY_ALM, Record, Wanted
-from tokenkit.data.source import SourceConfig, read_documents
 from tokenkit.tokenizers.base import Tokenizer
-from tokenkit.tokenizers.chat import TrainOn
 
 NO_LABEL = -1
 LENGTH_MULTIPLE = 32  # few distinct shapes: kernels are built per shape, on a CPU at great cost
-
-
-class DataConfig(Config):
-    """Training text, cut by bytes so that every tokenizer sees the same text at the same step."""
-
-    source: SourceConfig
-    window_bytes: int = 512
-    """Bytes of text in one row; a byte-level student needs about as many positions. Of conversations: tokens."""
-    format: Literal["text", "chat"] = "text"
-    """`chat`: each row of the source holds messages (under `source.field`, by default `messages`)."""
-    learn_after: str | None = None
-    """Of text: what stands up to the last occurrence of this marker is read and not learnt (`"### Response:\\n"`)."""
-    train_on: TrainOn = "assistant"
-    """Of conversations: what the student learns to write."""
-    template_options: dict[str, Any] = {}
-    """Variables of the chat templates, such as enable_thinking or date_string."""
-    chunks: ModeName = "unconstrained"
-    """What chunks are joined to before any loss sees them: whole words, or up to ends of little tokenization bias."""
-    bias: Path | None = None
-    """For `unbiased`: the folder that `tokenkit tokenizer-info` wrote for this pair."""
-    bias_threshold: float = Field(0.1, ge=0, le=1)
-    mined: Path | None = None
-    """For losses over MinED's token map: the folder of `tokenkit mined-mapping`; without one it is made at start."""
-    special_tokens_mode: SpecialTokens = "identity"
-    """Special tokens of both sides are compared by their places; or none is; or all but padding tokens are."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +38,22 @@ class Batch:
         return Batch(moved, self.rows, self.num_bytes, self.num_tokens)
 
 
-def collate(examples: list[Example], rows: list[int], record: Record | None = None, wanted: Wanted = BY_ALM) -> Batch:
-    """One microbatch of examples; with a record also what is wanted of the teacher."""
+def collate(
+    examples: list[Example],
+    rows: list[int],
+    record: Record | None = None,
+    wanted: Wanted = BY_ALM,
+    packs: Sequence[int] | None = None,
+) -> Batch:
+    """One microbatch of examples; with a record also what is wanted of the teacher.
+
+    `packs` are how many examples in turn are read as one row: with them go their `slot` and `positions` of each side.
+    """
     num_chunks = max((e.num_chunks for e in examples), default=0)
-    tensors = _side("student", [e.student for e in examples], num_chunks)
+    tensors = _side("student", [e.student for e in examples], num_chunks, packs)
     teachers = [e.teacher for e in examples if e.teacher is not None]
     if teachers:
-        tensors |= _side("teacher", teachers, num_chunks)
+        tensors |= _side("teacher", teachers, num_chunks, packs)
     closed = [e.space_after for e in examples if e.space_after is not None]
     if closed:
         tensors["space_after"] = torch.zeros(len(examples), num_chunks, dtype=torch.bool)
@@ -85,7 +65,7 @@ def collate(examples: list[Example], rows: list[int], record: Record | None = No
     return Batch(tensors, rows, sum(e.num_bytes for e in examples), scored)
 
 
-def _side(name: str, sides: list[Side], num_chunks: int) -> dict[str, Tensor]:
+def _side(name: str, sides: list[Side], num_chunks: int, packs: Sequence[int] | None) -> dict[str, Tensor]:
     longest = max(len(s.ids) for s in sides)
     shape = (len(sides), -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
     inputs = np.zeros(shape, np.int64)
@@ -102,15 +82,12 @@ def _side(name: str, sides: list[Side], num_chunks: int) -> dict[str, Tensor]:
         chunk_end[row, side.chunk[inside]] = inside  # ascending, so a chunk's last token stays
     tensors = {"inputs": inputs, "labels": labels, "chunk": chunk, "chunk_end": chunk_end, "label_mask": labels >= 0}
     tensors["token_mask"] = token_mask
-    return {f"{name}_{key}": torch.from_numpy(value) for key, value in tensors.items()}
-
-
-def read_training_rows(data: DataConfig) -> list[Window] | list[Dialogue]:
-    """The rows of the training text: windows of documents, or conversations."""
-    if data.format == "text":
-        return cut(read_documents(data.source), data.window_bytes, data.learn_after)
-    column = data.source.field if "field" in data.source.model_fields_set else "messages"
-    return read_dialogues(data.source, column)
+    found = {f"{name}_{key}": torch.from_numpy(value) for key, value in tensors.items()}
+    if packs is None:
+        return found
+    ends = [0, *accumulate(packs)]
+    lengths = [[len(side.ids) for side in sides[begin:end]] for begin, end in pairwise(ends)]
+    return found | {f"{name}_{key}": tensor for key, tensor in slots(lengths, shape[1]).items()}
 
 
 def reading_of(
@@ -131,6 +108,12 @@ def reading_of(
     return Reading(mode, data.special_tokens_mode, longest, data.train_on, data.template_options, spaces)
 
 
+def parts_of(count: int, num_microbatches: int, rank: int = 0, ranks: int = 1) -> list[list[int]]:
+    """The places of a step's rows by microbatch, for one of several ranks; empty ones are left out."""
+    parts = np.array_split(np.arange(count), num_microbatches * ranks)[rank::ranks]
+    return [part.tolist() for part in parts if len(part)]
+
+
 class Batches:
     """(seed, step) → microbatches: no state, so a resumed run needs nothing but the step."""
 
@@ -145,30 +128,59 @@ class Batches:
         reading: Reading = PLAIN,
         record: Record | None = None,
         wanted: Wanted = BY_ALM,
+        pack_bytes: int | None = None,
     ):
-        self.windows, self.student, self.teacher, self.reading = windows, student, teacher, reading
+        """`pack_bytes` of text in several rows are read as one; UserError beside a record, which holds them singly."""
+        if record is not None and pack_bytes is not None:
+            raise UserError("data.packing: true beside record, which holds rows one by one; write packing=false")
+        self.windows, self.order = ordered(windows, batch_size, seed, pack_bytes)
+        self.student, self.teacher, self.reading, self.packing = student, teacher, reading, pack_bytes is not None
         self.batch_size, self.seed, self.record, self.wanted = batch_size, seed, record, wanted
-        self._epoch: tuple[int, Int[ndarray, "N"]] = (-1, np.empty(0, np.int64))
 
     def rows(self, step: int) -> list[int]:
-        """The rows of a step: each epoch is its own permutation, and steps run on across epochs."""
-        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
-        return [self._row(position) for position in positions]
+        """The numbers of a step's rows."""
+        return self.order.numbers(step)
 
-    def at(self, step: int, num_microbatches: int = 1) -> list[Batch]:
-        """The microbatches of a step, together always the same rows."""
+    def texts(self, step: int) -> list[Row]:
+        """The windows or conversations of a step, those that are packed one by one."""
+        return [one for number in self.rows(step) for one in self.single(number)]
+
+    def single(self, number: int) -> Sequence[Row]:
+        """The windows or conversations of a row: one, or those that are packed in it."""
+        row = self.windows[number]
+        return row.rows if isinstance(row, Pack) else [row]
+
+    def rows_read(self, steps: int) -> dict[str, int]:
+        """How many rows of each source the first steps read; nothing where there is one source."""
+        return self.order.rows_read(steps)
+
+    def at(self, step: int, num_microbatches: int = 1, rank: int = 0, ranks: int = 1) -> list[Batch]:
+        """The microbatches of a step, together always the same rows; a rank of several reads only its own."""
         rows = self.rows(step)
-        examples = make_examples([self.windows[row] for row in rows], self.student, self.teacher, self.reading)
-        parts = np.array_split(np.arange(len(rows)), num_microbatches)
-        cut = [part.tolist() for part in parts if len(part)]
-        teacher = self.record, self.wanted
-        return [collate([examples[i] for i in part], [rows[i] for i in part], *teacher) for part in cut]
+        parts = parts_of(len(rows), num_microbatches, rank, ranks)
+        mine = [place for part in parts for place in part]
+        single = {i: self.single(rows[i]) for i in mine}
+        made = iter(make_examples([one for some in single.values() for one in some], *self._read_by))
+        examples = {i: list(islice(made, len(some))) for i, some in single.items()}
+        return [self._collated(part, rows, examples) for part in parts]
+
+    @property
+    def _read_by(self) -> tuple[Tokenizer, Tokenizer | None, Reading]:
+        return self.student, self.teacher, self.reading
+
+    def _collated(self, part: list[int], rows: list[int], examples: Mapping[int, list[Example]]) -> Batch:
+        packs = [len(examples[i]) for i in part] if self.packing else None
+        together = [example for i in part for example in examples[i]]
+        return collate(together, [rows[i] for i in part], self.record, self.wanted, packs)
 
     def place(self, step: int) -> str:
         """The rows of a step, and where in the documents the first ones begin."""
         rows = self.rows(step)
         windows = [self.windows[row] for row in rows[:3]]
-        starts = ", ".join(f"document {window.document} byte {window.start_byte}" for window in windows)
+        names = [f"{self.order.name(row)} " if self.order.name(row) else "" for row in rows[:3]]
+        starts = ", ".join(
+            f"{name}document {window.document} byte {window.start_byte}" for name, window in zip(names, windows)
+        )
         return f"rows {rows[:8]}{'…' if len(rows) > 8 else ''} ({starts}{', …' if len(rows) > 3 else ''})"
 
     def state(self) -> dict[str, Tensor]:
@@ -177,10 +189,3 @@ class Batches:
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Nothing to put back."""
-
-    def _row(self, position: int) -> int:
-        epoch, offset = divmod(position, len(self.windows))
-        if self._epoch[0] != epoch:
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.windows))
-            self._epoch = (epoch, order)
-        return int(self._epoch[1][offset])

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tokenkit.config import Config, UserError
-from tokenkit.data.batch import NO_LABEL, Batch
+from tokenkit.data.batch import NO_LABEL, Batch, parts_of
 from tokenkit.data.chunks import ChunkTable
 from tokenkit.tokenizers.autoencoder.network import END, NetworkConfig, scored_positions
 
@@ -61,7 +61,7 @@ class ChunkBatches:
         """Which chunks of the table a step draws."""
         return self._drawn(np.random.default_rng([self.seed, step]))
 
-    def at(self, step: int, num_microbatches: int = 1) -> list[Batch]:
+    def at(self, step: int, num_microbatches: int = 1, rank: int = 0, ranks: int = 1) -> list[Batch]:
         """The microbatches of a step, together always the same chunks."""
         rng = np.random.default_rng([self.seed, step])
         rows = self._drawn(rng)
@@ -71,8 +71,8 @@ class ChunkBatches:
         if number:
             symbols[:number] = invented(rng, number, self.network.max_bytes)
         kept = rng.integers(self.network.min_groups, self.network.groups + 1, self.batch_size)
-        parts = np.array_split(np.arange(self.batch_size), num_microbatches)
-        return [_batch(symbols[part], kept[part], rows[part]) for part in parts if len(part)]
+        parts = parts_of(self.batch_size, num_microbatches, rank, ranks)
+        return [_batch(symbols[part], kept[part], rows[part]) for part in parts]
 
     def place(self, step: int) -> str:
         """The first chunks of a step, as they stand in the text."""

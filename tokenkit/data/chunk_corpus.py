@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tokenkit.config import Config, UserError
 from tokenkit.data.chunks import ChunkCorpus, ChunkTable, count_chunks, is_held_out
-from tokenkit.data.source import SourceConfig, describe, file_documents, read_documents, source_files
+from tokenkit.data.source import SourceConfig, describe, file_documents, is_dataset, read_documents, source_files
 from tokenkit.tokenizers.autoencoder.chunkers import DEFAULT, make_chunker
 from tokenkit.version import __version__
 
@@ -146,7 +146,7 @@ def count_corpus(data: ChunkDataConfig, tell: Tell = log.info, keep: Keep = lamb
 
 def _by_file(source: SourceConfig, max_files: int | None, reading: Reading) -> Iterator[list[str]]:
     """The documents of each readable file; those of a dataset as if they were one file's."""
-    if source.hub is not None:
+    if is_dataset(source):
         reading.files_available = reading.files_read = 1
         yield read_documents(source)
         return

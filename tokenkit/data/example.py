@@ -1,6 +1,6 @@
 """A row, tokenised once for each side and aligned: pure, and the same for every tokenizer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -70,12 +70,16 @@ PLAIN = Reading()
 
 
 def cut(documents: list[str], window_bytes: int, learn_after: str | None = None) -> list[Window]:
+    """The windows of documents, as a list."""
+    return list(iterate_windows(documents, window_bytes, learn_after))
+
+
+def iterate_windows(documents: Iterable[str], window_bytes: int, learn_after: str | None = None) -> Iterator[Window]:
     """Windows of at most `window_bytes` bytes, whole characters, cut before white space where there is some.
 
     Of a document that holds `learn_after`, what stands up to its last occurrence is read and not learnt; windows with
     nothing to learn are left out.
     """
-    windows = []
     for number, document in enumerate(documents):
         data, start = document.encode(), 0
         marker = learn_after.encode() if learn_after else b""
@@ -84,9 +88,8 @@ def cut(documents: list[str], window_bytes: int, learn_after: str | None = None)
             end = _cut_point(data, start, window_bytes)
             if end > begin:
                 text = data[start:end].decode()
-                windows.append(Window(number, start, text, end == len(data), max(0, begin - start)))
+                yield Window(number, start, text, end == len(data), max(0, begin - start))
             start = end
-    return windows
 
 
 def _cut_point(data: bytes, start: int, window_bytes: int) -> int:

@@ -1,5 +1,6 @@
 """Conversations as training rows: both sides write the same messages in their own words; only answers are learnt."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +20,17 @@ class Dialogue:
 
 
 def read_dialogues(source: SourceConfig, field: str = "messages") -> list[Dialogue]:
-    """The conversations of a source, in a fixed order; tools stand beside the messages, under `tools`."""
-    found: list[Dialogue] = []
+    """The conversations of a source, in a fixed order; UserError where there are none."""
+    found = list(iterate_dialogues(source, field))
+    if not found:
+        raise UserError(f"{describe(source)}: no conversation in it; write a .jsonl file with {field!r} in each line")
+    return found
+
+
+def iterate_dialogues(source: SourceConfig, field: str = "messages", *, streaming: bool = False) -> Iterator[Dialogue]:
+    """The conversations of a source as they are read; tools stand beside the messages, under `tools`."""
     budget = source.max_bytes
-    for place, row in read_rows(source, field):
+    for document, (place, row) in enumerate(read_rows(source, field, streaming=streaming)):
         try:
             messages = as_messages(row[field])
         except UserError as error:
@@ -31,11 +39,8 @@ def read_dialogues(source: SourceConfig, field: str = "messages") -> list[Dialog
         if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
             raise UserError(f"{place}: tools: expected a list of JSON schemas")
         if budget is not None and budget <= 0:
-            break
+            return
         if not any(message["role"] == "assistant" for message in messages):
             raise UserError(f"{place}: no message of an assistant, so nothing to learn; leave it out")
-        found.append(Dialogue(len(found), messages, tools))
+        yield Dialogue(document, messages, tools)
         budget = None if budget is None else budget - sum(len(m["content"].encode()) for m in messages)
-    if not found:
-        raise UserError(f"{describe(source)}: no conversation in it; write a .jsonl file with {field!r} in each line")
-    return found

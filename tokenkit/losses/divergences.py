@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tokenkit.config import UserError
 from tokenkit.quantities import at_least_float32
@@ -20,6 +21,7 @@ from tokenkit.quantities import at_least_float32
 Logits = Float[Tensor, "*N V"]
 Rows = Float[Tensor, "*N"]
 NOTHING = -1e4  # the logarithm of a probability whose exponential is 0 in every type, and whose gradient is finite
+AT_ONCE = {"cpu": 2**16, "cuda": 2**26}  # entries that are worked on at one time: a cache, or 256 MiB
 Divergence = Literal["kl", "reverse_kl", "skewed_kl", "skewed_reverse_kl", "adaptive_kl", "js"]
 Temperature = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -46,7 +48,9 @@ def divergence(
 
 def log_probabilities(teacher: Logits, student: Logits, temperature: float) -> tuple[Logits, Logits]:
     """Both sides' log-probabilities at a temperature, in float32 at least."""
-    p, q = (at_least_float32(logits) / temperature for logits in (teacher, student))
+    p, q = (at_least_float32(logits) for logits in (teacher, student))
+    if temperature != 1:
+        p, q = p / temperature, q / temperature
     return p.log_softmax(-1), q.log_softmax(-1)
 
 
@@ -75,9 +79,42 @@ def jensen_shannon(p: Logits, q: Logits, beta: float) -> Rows:
     """
     if beta in (0, 1):
         return kl_of_logs(q, p) if beta else kl_of_logs(p, q)
-    p, q = p.clamp_min(NOTHING), q.clamp_min(NOTHING)
-    mixed = mixture(p, q, beta)
-    return beta * kl_of_logs(p, mixed) + (1 - beta) * kl_of_logs(q, mixed)
+    return _JensenShannon.apply(p, q, beta)
+
+
+class _JensenShannon(torch.autograd.Function):
+    """A cache full of rows at a time; the gradient at a logarithm is its share, its mass and its gap to the mixture."""
+
+    @staticmethod
+    def forward(ctx, p, q, beta):
+        needed = ctx.needs_input_grad[:2]
+        flat = [x.reshape(-1, p.shape[-1]) for x in (p, q)]
+        found = [torch.empty_like(x) if n else None for x, n in zip(flat, needed)]
+        values, size = p.new_empty(len(flat[0])), max(1, AT_ONCE[p.device.type] // max(1, p.shape[-1]))
+        for start in range(0, len(values), size):
+            rows = slice(start, start + size)
+            parts = _js_parts(flat[0][rows], flat[1][rows], beta)
+            torch.sum(parts[0] + parts[1], -1, out=values[rows])
+            for whole, part in zip(found, parts):
+                if whole is not None:
+                    whole[rows] = part
+        ctx.save_for_backward(*found)
+        ctx.shape = p.shape
+        return values.view(p.shape[:-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *gradients):  # pyrefly: ignore [bad-override] (a decorator hides the signature)
+        outer = gradients[0].reshape(-1, 1)
+        return *(None if x is None else (x * outer).reshape(ctx.shape) for x in ctx.saved_tensors), None
+
+
+def _js_parts(p: Tensor, q: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """The terms of both sides, which are the gradients at their logarithms too: all other terms of those cancel."""
+    p_mass, q_mass = p.exp(), q.exp()
+    mixed = torch.lerp(q_mass, p_mass, beta).clamp_min_(torch.finfo(p.dtype).tiny).log_()
+    p_gap, q_gap = p.clamp_min(NOTHING).sub_(mixed), q.clamp_min(NOTHING).sub_(mixed)
+    return p_mass.mul_(p_gap).mul_(beta), q_mass.mul_(q_gap).mul_(1 - beta)
 
 
 def log_mixture(logits: Sequence[Logits], weights: Sequence[float]) -> Logits:

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenkit.losses import loss
-from tokenkit.losses.divergences import kl_of_logs, mixture
-from tokenkit.losses.uld import sorted_distance, without
+from tokenkit.losses.divergences import jensen_shannon
+from tokenkit.losses.uld import columns_of, sorted_distance, without
 from tokenkit.quantities import at_chunk_ends, at_least_float32, sum_by_chunk
 from tokenkit.scores import token_scores_of_logits
 
@@ -66,15 +66,5 @@ def chain_logp(
     return at_chunk_ends(logits, last).log_softmax(-1) + before.unsqueeze(-1)
 
 
-def jensen_shannon(p: Float[Tensor, "*N V"], q: Float[Tensor, "*N V"], beta: float) -> Float[Tensor, "*N"]:
-    """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q, from logs; at 0 KL(p || q), at 1 reverse."""
-    if beta == 0:
-        return kl_of_logs(p, q)
-    if beta == 1:
-        return kl_of_logs(q, p)
-    mixed = mixture(p, q, beta)
-    return beta * kl_of_logs(p, mixed) + (1 - beta) * kl_of_logs(q, mixed)
-
-
 def _of_pairs(student: Tensor, teacher: Tensor, pairs: Int[Tensor, "P 2"]) -> tuple[Tensor, Tensor]:
-    return student[..., pairs[:, 0]], teacher[..., pairs[:, 1]]
+    return columns_of(student, pairs[:, 0]), columns_of(teacher, pairs[:, 1])

@@ -2,7 +2,7 @@
 
 Hu+ 2021, 2106.09685; with a scale over the root of the rank (rsLoRA, Kalajdzievski 2023, 2312.03732); with magnitudes
 (DoRA, Liu+ 2024, 2402.09353); adapted embeddings; matrices trained whole, such as those of a grown vocabulary.
-`models/lora` holds the adapters that are trained here, which are the plain kind.
+`models/lora` holds the adapters that are trained here.
 """
 
 import copy
@@ -21,8 +21,9 @@ from transformers.pytorch_utils import Conv1D
 
 from tokenkit.config import UserError
 from tokenkit.models.load import head_matrix, input_matrix, output_head
-from tokenkit.models.lora import PREFIX, SETTINGS, WEIGHTS
 
+PREFIX = "base_model.model."  # what PEFT writes before every module name
+SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PART = re.compile(r"(.+)\.lora_(embedding_A|embedding_B|A|B|magnitude_vector)(?:\.weight)?")
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")  # of init_lora_weights: the base is left as it was
 NOT_HERE = {  # keys of adapter_config.json: the only value for which the matrices below are all there is
@@ -43,12 +44,14 @@ class Update:
     b: Float[Tensor, "O R"]
     scale: float
     magnitude: Float[Tensor, "O"] | None
+    alpha: float
+    """What the scale was made of."""
 
     def merged(self, weight: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
         """The adapted matrix, in the format of the weight."""
         sum_ = weight.float() + self.scale * (self.b @ self.a)
         if self.magnitude is not None:
-            sum_ = sum_ * (self.magnitude / sum_.norm(dim=1)).unsqueeze(1)
+            sum_ = sum_ * (self.magnitude / lengths(sum_)).unsqueeze(1)
         return sum_.to(weight.dtype)
 
     def output(
@@ -58,8 +61,13 @@ class Update:
         found = plain if bias is None else plain - bias
         found = found + self.scale * nn.functional.linear(nn.functional.linear(x, self.a), self.b)
         if self.magnitude is not None:
-            found = found * (self.magnitude / (weight + self.scale * (self.b @ self.a)).norm(dim=1))
+            found = found * (self.magnitude / lengths(weight + self.scale * (self.b @ self.a)))
         return found if bias is None else found + bias
+
+
+def lengths(matrix: Float[Tensor, "O I"]) -> Float[Tensor, "O"]:
+    """Of its rows; of a row of zeros a number so small that what is divided by it stays a row of zeros."""
+    return matrix.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -69,10 +77,11 @@ class Adapter:
     folder: Path
     updates: dict[str, Update]
     whole: dict[str, Tensor]
+    settings: dict[str, Any]
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """The adapter of a folder; UserError for what is none, or cannot be merged."""
+    """The adapter of a folder, PEFT's or ours; UserError for what is none, or cannot be merged."""
     settings = adapter_settings(folder)
     parts: dict[str, dict[str, Tensor]] = {}
     whole: dict[str, Tensor] = {}
@@ -88,7 +97,7 @@ def read_adapter(folder: Path) -> Adapter:
     if not parts and not whole:
         raise UserError(f"{folder / WEIGHTS}: holds no tensor")
     updates = {name: _update(folder, name, found, settings) for name, found in parts.items()}
-    return Adapter(folder, updates, whole)
+    return Adapter(folder, updates, whole, settings)
 
 
 def _update(folder: Path, name: str, parts: dict[str, Tensor], settings: dict[str, Any]) -> Update:
@@ -101,7 +110,8 @@ def _update(folder: Path, name: str, parts: dict[str, Tensor], settings: dict[st
             break
     scale = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
     magnitude = parts.get("magnitude_vector")
-    return Update(parts["A"], parts["B"], float(scale), None if magnitude is None else magnitude.flatten())
+    magnitude = None if magnitude is None else magnitude.flatten()
+    return Update(parts["A"], parts["B"], float(scale), magnitude, float(alpha))
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:
@@ -127,18 +137,23 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
 def merge_adapter(model: PreTrainedModel, adapter: Adapter) -> None:
     """Puts the adapter into the model's own matrices; UserError, and a model as it was, where it does not fit."""
     found = {name: _module(model, adapter, name) for name in adapter.updates}
-    _check_whole(model, adapter)
-    _untie(model, {f"{name}.weight" for name in found} | adapter.whole.keys())
-    _replace(model, adapter)
+    put_whole(model, adapter)
     for name, module in found.items():
         merged = adapter.updates[name].merged(_matrix(module))
         module.weight.copy_(merged.T if _transposed(module) else merged)
 
 
+def put_whole(model: PreTrainedModel, adapter: Adapter) -> None:
+    """Puts the tensors that the adapter has whole in the place of the model's; the updates are left alone."""
+    _check_whole(model, adapter)
+    _untie(model, adapter)
+    _replace(model, adapter)
+
+
 def adapted_copy(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
     """A copy of the model that computes the adapter's updates beside its own matrices, as in training."""
     copied = copy.deepcopy(model)
-    _untie(copied, {f"{name}.weight" for name in adapter.updates} | adapter.whole.keys())
+    _untie(copied, adapter)
     _replace(copied, adapter)
     for name, update in adapter.updates.items():
         _module(copied, adapter, name).register_forward_hook(_hook(update))
@@ -189,8 +204,10 @@ def _matrix(module: nn.Module) -> Float[Tensor, "O I"]:
 
 
 def _vocabulary_names(model: PreTrainedModel) -> set[str]:
+    """The tensors with one row per id: embedding, head, and the head's bias where it has one."""
     ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
-    return {f"{name}.weight" for name, module in model.named_modules() if id(module) in ends}
+    modules = {name: module for name, module in model.named_modules() if id(module) in ends}
+    return {f"{name}.{part}" for name, module in modules.items() for part, _ in module.named_parameters()}
 
 
 def _check_whole(model: PreTrainedModel, adapter: Adapter) -> None:
@@ -216,20 +233,24 @@ def _tied(model: PreTrainedModel) -> bool:
 
 
 @torch.no_grad()
-def _untie(model: PreTrainedModel, changed: set[str]) -> None:
-    """Gives input and head a matrix each where the adapter changes one of the two, as it does in training."""
+def _untie(model: PreTrainedModel, adapter: Adapter) -> None:
+    """Gives input and head a matrix each where the adapter makes them differ, as it does in training."""
     if not _tied(model):
         return
-    touched = _vocabulary_names(model) & changed
-    if len(touched) == 1:
+    changed = {f"{name}.weight" for name in adapter.updates} | adapter.whole.keys()
+    touched = sorted(name for name in _vocabulary_names(model) & changed if name.endswith(".weight"))
+    matrices = [adapter.whole[name] for name in touched if name in adapter.whole]
+    alike = len(matrices) == len(touched) == 2 and torch.equal(*matrices)
+    if touched and not alike:
         output_head(model).weight = nn.Parameter(input_matrix(model).detach().clone())
         for config in (model.config, model.config.get_text_config()):
             config.tie_word_embeddings = False
+        model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
 
 
 @torch.no_grad()
 def _replace(model: PreTrainedModel, adapter: Adapter) -> None:
-    growing = _vocabulary_names(model)
+    growing, tied = _vocabulary_names(model), _tied(model)
     for name, tensor in adapter.whole.items():
         owner, _, last = name.rpartition(".")
         module = model.get_submodule(owner)
@@ -245,3 +266,5 @@ def _replace(model: PreTrainedModel, adapter: Adapter) -> None:
         elif isinstance(module, nn.Linear):
             module.out_features = len(new)
         model.config.get_text_config().vocab_size = len(new)
+    if tied:
+        output_head(model).weight = input_matrix(model)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
@@ -28,6 +29,7 @@ def trits_of(weight: Float[Tensor, "O I"], scale: Scale = "mean") -> tuple[Int8[
     The scale has at least float32, whatever the weight has: from rounded weights borderline trits would flip.
     """
     weight = at_least_float32(weight.detach())
+    weight = weight.full_tensor() if isinstance(weight, DTensor) else weight
     sizes = weight.abs()
     gamma = (sizes.mean() if scale == "mean" else sizes.median()).clamp_min(SMALLEST)
     return (weight / gamma).round_().clamp_(-1, 1).to(torch.int8), gamma

@@ -41,6 +41,7 @@ class FactorisedView(ModelView):
         *,
         top_k: int | None = None,
         top_ids: Int[Tensor, "B T K"] | None = None,
+        positions: Int[Tensor, "B T"] | None = None,
     ) -> dict[str, Tensor]:
         """The model leaves that are asked for; `logits` are log-probabilities, and only of a small grid."""
         foreign = needs & (TOP | {"boundary_logp"})
@@ -49,7 +50,7 @@ class FactorisedView(ModelView):
                 f"{sorted(foreign)[0]}: a tokenizer with open codes has too many ids for it; use its compact form"
             )
         own = needs & {"label_logp", "eos_logp", "logits"}
-        found = super().leaves((needs - own) | {"hidden"}, inputs, labels)
+        found = super().leaves((needs - own) | {"hidden"}, inputs, labels, positions=positions)
         at = found["hidden"], self.head()
         if "label_logp" in own:
             found["label_logp"] = self.factorised.label_logp(*at, labels, self.form())

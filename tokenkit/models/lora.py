@@ -1,59 +1,116 @@
-"""Low-rank adapters put on a model from outside, in PEFT's file format. Hu+ 2021, 2106.09685."""
+"""Low-rank adapters put on a model from outside. Hu+ 2021, 2106.09685.
 
-import json
+Also with a scale over the root of the rank (rsLoRA, Kalajdzievski 2023, 2312.03732) and with magnitudes (DoRA, Liu+
+2024, 2402.09353). `lora_targets` says which layers get one, `lora_whole` trains modules whole beside them, and
+`lora_files` has the files.
+"""
+
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from tokenkit.config import UserError
-
-PREFIX = "base_model.model."  # what PEFT writes before every module name
-SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+from tokenkit.models.lora_targets import target_layers, whole_modules
+from tokenkit.models.lora_whole import Whole, forget_originals, train_whole, whole
 
 
 class LoRALinear(nn.Module):
-    """x -> W x + b + (alpha / rank) B A dropout(x). W and b keep their names; A and B are at least float32."""
+    """x -> W x + b + scale B A dropout(x), or with magnitudes m: the rows of W + scale B A, each as long as m says.
 
-    def __init__(self, base: nn.Linear, *, rank: int, alpha: int | float, dropout: float = 0.0) -> None:
+    W and b keep their names and the way they lie in memory (a Conv1D has its matrix transposed); A, B and m are at
+    least float32. The scale is alpha / rank, or alpha over the root of the rank.
+    """
+
+    def __init__(
+        self,
+        base: nn.Linear | Conv1D,
+        *,
+        rank: int,
+        alpha: int | float,
+        dropout: float = 0.0,
+        rslora: bool = False,
+        dora: bool = False,
+    ) -> None:
         super().__init__()
-        self.in_features, self.out_features = base.in_features, base.out_features
+        self.transposed = isinstance(base, Conv1D)
         self.weight, self.bias = base.weight, base.bias
-        self.rank, self.alpha, self.enabled = rank, alpha, True
+        self.out_features, self.in_features = self.matrix().shape
+        self.rank, self.alpha, self.rslora, self.enabled = rank, alpha, rslora, True
+        self.scale = alpha / (math.sqrt(rank) if rslora else rank)
         device, dtype = base.weight.device, torch.promote_types(base.weight.dtype, torch.float32)
         self.dropout = nn.Dropout(dropout)
         self.lora_A = nn.Linear(self.in_features, rank, bias=False, device=device, dtype=dtype)
         self.lora_B = nn.Linear(rank, self.out_features, bias=False, device=device, dtype=dtype)
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B.weight)
+        self.lora_magnitude_vector = nn.Parameter(self.lengths()) if dora else None
+
+    def matrix(self) -> Float[Tensor, "O I"]:
+        """The weight as output times input."""
+        return self.weight.T if self.transposed else self.weight
 
     def forward(self, x: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
-        plain = nn.functional.linear(x, self.weight, self.bias)
+        plain = self._linear(x, self.bias)
         if not self.enabled:
             return plain
-        update = self.lora_B(self.lora_A(self.dropout(x.to(self.lora_A.weight.dtype))))
-        return plain + (update * (self.alpha / self.rank)).to(plain.dtype)
+        dropped = self.dropout(x)
+        update = self.lora_B(self.lora_A(dropped.to(self.lora_A.weight.dtype))) * self.scale
+        magnitude = self.lora_magnitude_vector
+        if magnitude is None:
+            return plain + update.to(plain.dtype)
+        factor = magnitude / self.lengths()
+        if self.training and self.dropout.p:
+            own = self._linear(dropped, None)
+        else:
+            own = plain if self.bias is None else plain - self.bias
+        return plain + ((factor - 1) * own + factor * update).to(plain.dtype)
 
-    def matrices(self) -> dict[str, Tensor]:
-        """A and B under the names they have in files."""
-        return {"lora_A": self.lora_A.weight, "lora_B": self.lora_B.weight}
+    def _linear(self, x: Float[Tensor, "*N I"], bias: Tensor | None) -> Float[Tensor, "*N O"]:
+        if not self.transposed:
+            return nn.functional.linear(x, self.weight, bias)
+        rows = x.reshape(-1, self.in_features)  # as Conv1D does it, to the bit
+        product = rows @ self.weight if bias is None else torch.addmm(bias, rows, self.weight)
+        return product.view(*x.shape[:-1], self.out_features)
 
     @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """A plain linear layer over the same parameters, the update added to the weight in place."""
-        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        update = (self.lora_B.weight @ self.lora_A.weight) * (self.alpha / self.rank)
-        self.weight.copy_((self.weight.to(update.dtype) + update).to(self.weight.dtype))
-        linear.weight, linear.bias = self.weight, self.bias
-        return linear.train(self.training)
+    def lengths(self) -> Float[Tensor, "O"]:
+        """Of the rows of W + scale B A; the paper takes them for constants, and so no gradient goes through them."""
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return self._sum().norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)  # a row of zeros stays one
+
+    def _sum(self) -> Float[Tensor, "O I"]:
+        update = (self.lora_B.weight @ self.lora_A.weight) * self.scale
+        return self.matrix().to(update.dtype) + update
+
+    def adapter(self) -> dict[str, Tensor]:
+        """What is learnt, under the names that it has in files."""
+        found: dict[str, Tensor] = {"lora_A.weight": self.lora_A.weight, "lora_B.weight": self.lora_B.weight}
+        if self.lora_magnitude_vector is not None:
+            found["lora_magnitude_vector"] = self.lora_magnitude_vector
+        return found
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear | Conv1D:
+        """A plain layer over the same parameters, the update put into the weight in place."""
+        with torch.device("meta"):
+            made = (
+                Conv1D(self.out_features, self.in_features)
+                if self.transposed
+                else nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
+            )
+        sum_ = self._sum()
+        if self.lora_magnitude_vector is not None:
+            sum_ *= (self.lora_magnitude_vector / self.lengths()).unsqueeze(1)
+        self.matrix().copy_(sum_.to(self.weight.dtype))
+        made.weight, made.bias = self.weight, self.bias
+        return made.train(self.training)
 
 
 def adapters(model: nn.Module) -> dict[str, LoRALinear]:
@@ -67,41 +124,42 @@ def attach_lora(
     rank: int,
     alpha: int | float,
     dropout: float = 0.0,
-    targets: list[str] | Literal["all-linear"] = "all-linear",
+    targets: Sequence[str] | Literal["all-linear"] = "all-linear",
+    target_regex: Sequence[str] = (),
+    layers: Sequence[str] = (),
+    rslora: bool = False,
+    dora: bool = False,
+    modules_to_save: Sequence[str] = (),
+    originals: bool = True,
 ) -> list[str]:
-    """Freezes the model, adapts every matching linear layer but the output matrix, and returns their dotted names.
+    """Freezes the model, adapts the linear layers that are chosen (see `target_layers`), and returns their names.
 
-    A target is the last part of a name (`q_proj`) or a glob over all of it (`model.layers.1?.*`).
+    Modules that are trained whole remember what they were, for `lora_disabled`, unless `originals` is false. Embedding
+    and output matrix never do: a view has tables for those.
     """
     if rank < 1:
         raise UserError(f"lora rank: {rank}, where a whole number from 1 is needed")
     if adapters(model):
         raise UserError("lora: the model already has adapters; merge them first")
-    head = model.get_output_embeddings()
-    linear = {
-        name: module for name, module in model.named_modules() if type(module) is nn.Linear and module is not head
-    }
-    wanted = ["*"] if targets == "all-linear" else targets
-    for target in wanted:
-        if not any(_matches(name, target) for name in linear):
-            known = sorted({name.rpartition(".")[2] for name in linear})
-            raise UserError(f"lora targets: {target!r} is no linear layer here; known: {', '.join(known) or 'none'}")
-    names = [name for name in linear if any(_matches(name, target) for target in wanted)]
+    saved = whole_modules(model, modules_to_save)
+    names = target_layers(model, targets=targets, target_regex=target_regex, layers=layers, leave_out=saved)
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
     model.requires_grad_(False)
     for name in names:
-        adapter = LoRALinear(linear[name], rank=rank, alpha=alpha, dropout=dropout)
+        base = model.get_submodule(name)
+        assert isinstance(base, (nn.Linear, Conv1D))
+        adapter = LoRALinear(base, rank=rank, alpha=alpha, dropout=dropout, rslora=rslora, dora=dora)
         model.set_submodule(name, adapter.train(model.training))
+    for name in saved:
+        module = model.get_submodule(name)
+        train_whole(module, originals=originals and module not in ends)
     return names
-
-
-def _matches(name: str, target: str) -> bool:
-    return name.rpartition(".")[2] == target or fnmatchcase(name, target)
 
 
 @contextmanager
 def lora_disabled(model: nn.Module) -> Iterator[None]:
-    """Inside the block the model computes exactly what it computed without adapters."""
-    layers = list(adapters(model).values())
+    """Inside the block the model computes exactly what it computed without adapters and before they were trained."""
+    layers = [module for module in model.modules() if isinstance(module, LoRALinear | Whole)]
     before = [layer.enabled for layer in layers]
     for layer in layers:
         layer.enabled = False
@@ -113,71 +171,8 @@ def lora_disabled(model: nn.Module) -> Iterator[None]:
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Folds every adapter into its weight and puts plain linear layers back."""
+    """Folds every adapter into its weight and puts plain layers back."""
     for name, layer in adapters(model).items():
         model.set_submodule(name, layer.merged())
-
-
-def save_lora(model: nn.Module, folder: Path) -> None:
-    """Writes the adapters of a model as PEFT writes them."""
-    layers = adapters(model)
-    if not layers:
-        raise UserError("lora: the model has no adapters to save")
-    first = next(iter(layers.values()))
-    tensors = {
-        f"{PREFIX}{name}.{part}.weight": matrix.detach().cpu().contiguous()
-        for name, layer in layers.items()
-        for part, matrix in layer.matrices().items()
-    }
-    settings = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": None,
-        "r": first.rank,
-        "lora_alpha": first.alpha,
-        "lora_dropout": first.dropout.p,
-        "target_modules": list(layers),
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-
-
-def load_lora(model: PreTrainedModel, folder: Path) -> list[str]:
-    """Attaches the adapters that a folder holds, ours or PEFT's, and returns the adapted names."""
-    settings = _settings(folder)
-    tensors = {key.removeprefix(PREFIX): tensor for key, tensor in load_file(folder / WEIGHTS).items()}
-    names = sorted({key.rpartition(".lora_")[0] for key in tensors})
-    expected = {f"{name}.lora_{part}.weight" for name in names for part in "AB"}
-    if not names or expected != tensors.keys():
-        odd = min(expected ^ tensors.keys(), default="nothing")
-        raise UserError(f"{folder}: {WEIGHTS} holds {odd}, where lora_A and lora_B of linear layers are expected")
-    rank, dropout = settings["r"], float(settings.get("lora_dropout", 0.0))
-    attached = attach_lora(model, rank=rank, alpha=settings["lora_alpha"], dropout=dropout, targets=names)
-    for name, layer in adapters(model).items():
-        for part, matrix in layer.matrices().items():
-            tensor = tensors[f"{name}.{part}.weight"]
-            if tensor.shape != matrix.shape:
-                shapes = f"{tuple(tensor.shape)} instead of {tuple(matrix.shape)}"
-                raise UserError(f"{folder}: {name}.{part} is {shapes}; these adapters belong to another model")
-            matrix.data.copy_(tensor)
-    return attached
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    for name in (SETTINGS, WEIGHTS):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder}: no {name} inside; write a folder that PEFT or save_lora wrote")
-    settings = json.loads((folder / SETTINGS).read_text("utf-8"))
-    if settings.get("peft_type") != "LORA":
-        raise UserError(f"{folder}: peft_type is {settings.get('peft_type')!r}; only LORA adapters can be loaded")
-    plain = {"bias": "none", "use_dora": False, "use_rslora": False, "lora_bias": False, "fan_in_fan_out": False}
-    plain |= {"rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None}
-    for key, value in plain.items():
-        if settings.get(key, value) != value:
-            raise UserError(f"{folder}: {key} is {settings[key]!r}; only plain LoRA ({key}: {value!r}) can be loaded")
-    return settings
+    for module in whole(model):
+        forget_originals(module)

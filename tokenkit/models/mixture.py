@@ -52,6 +52,7 @@ class MixtureView(ModelView):
         *,
         top_k: int | None = None,
         top_ids: Int[Tensor, "B T K"] | None = None,
+        positions: Int[Tensor, "B T"] | None = None,
     ) -> dict[str, Tensor]:
         """The leaves that a mixture has: `logits`, `label_logp`, `entropy` and the best ids with their tail."""
         foreign = sorted(needs - OWN)
@@ -60,7 +61,7 @@ class MixtureView(ModelView):
                 f"teachers: a loss asks for {foreign[0]} of a mixture of {len(self.views)} models, which has none; use "
                 "losses over logits, or one teacher"
             )
-        said = [view.leaves({"logits"}, inputs, labels)["logits"] for view in self.views]
+        said = [view.leaves({"logits"}, inputs, labels, positions=positions)["logits"] for view in self.views]
         logp = log_mixture([at_least_float32(logits) for logits in said], self.weights)
         found = {"logits": logp, "label_logp": token_scores_of_logits(logp, labels)[0]}
         found["entropy"] = -torch.where(logp > -torch.inf, logp.exp() * logp, 0).sum(-1)
@@ -70,3 +71,8 @@ class MixtureView(ModelView):
             rest = torch.scatter(logp, -1, ids, -torch.inf)
             found |= {"top_logp": logp.gather(-1, ids), "top_ids": ids, "tail_logp": rest.logsumexp(-1)}
         return {name: tensor for name, tensor in found.items() if name in needs}
+
+
+def views_of(view: ModelView | None) -> list[ModelView]:
+    """The views of single models that a view is made of: itself, or those of a mixture."""
+    return [] if view is None else view.views if isinstance(view, MixtureView) else [view]

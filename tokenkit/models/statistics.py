@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from tokenkit.align.bias import write_whole
 from tokenkit.config import UserError, digest
@@ -29,6 +30,7 @@ def weights_fingerprint(model: nn.Module) -> str:
     found = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 

@@ -1,6 +1,6 @@
 """A causal language model seen as named tensors: hidden states under a linear head, teacher and student on one body."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -43,10 +43,20 @@ class ModelView:
         self.tables = dict(tables or {})
         self.adapters = adapters
         self.rows = rows
+        self.whole: Callable[[Callable[[], Any]], Any] = ModelView.at_once
+        """Does some work that reads the model: of one that is spread over processes, what no layer holds is in one piece
+        inside. Whoever reads a model that is trained reads it in here."""
+
+    @staticmethod
+    def at_once(work: Callable[[], Any]) -> Any:
+        """What some work returns, done without further ado."""
+        return work()
 
     def limited(self, rows: int) -> "ModelView":
         """The same model, with a head of the first `rows` ids."""
-        return ModelView(self.model, tables=self.tables, adapters=self.adapters, rows=rows)
+        limited = ModelView(self.model, tables=self.tables, adapters=self.adapters, rows=rows)
+        limited.whole = self.whole
+        return limited
 
     @property
     def vocab_rows(self) -> int:
@@ -81,7 +91,7 @@ class ModelView:
         device = states.device.type
         return states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else states
 
-    def _body(self, inputs: Int[Tensor, "B T"], **options: bool) -> Any:
+    def _body(self, inputs: Int[Tensor, "B T"], **options: bool | Tensor) -> Any:
         body = self.model.base_model
         arguments = {"input_ids": inputs, "use_cache": False, **options}
         with self._adapters():
@@ -101,16 +111,19 @@ class ModelView:
         *,
         top_k: int | None = None,
         top_ids: Int[Tensor, "B T K"] | None = None,
+        positions: Int[Tensor, "B T"] | None = None,
     ) -> dict[str, Tensor]:
         """The model leaves that are asked for; labels below 0 are not scored.
 
         `sets` are token sets by the leaf that is their mass. The `top_logp` are of this model's own `top_k` best ids,
-        or of the `top_ids` of another one.
+        or of the `top_ids` of another one. Where `positions` begin at 0 again another document begins, which sees
+        nothing of the one before it (`packed.check_packing` tries that).
         """
         found: dict[str, Tensor] = {}
         returned = {option: True for name, option in RETURNED.items() if name in needs}
+        place = {} if positions is None else {"position_ids": positions}
         with tapped(self.model, needs & TAPPED) as tap:
-            output = self._body(inputs, **returned)
+            output = self._body(inputs, **returned, **place)
         if "output_hidden_states" in returned:
             states = output.hidden_states
             found["embeds"] = states[0]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenkit.train import policies
-from tokenkit.train.gradients import LossGradients, products
+from tokenkit.train.gradients import LossGradients, backward_into, products
 from tokenkit.train.passes import (
     ZERO,
     Balance,
@@ -89,10 +89,10 @@ class Agreement(Balance):
             shares = forward()
             for name, share in counted(shares, weights).items():
                 if name in own:
-                    torch.autograd.backward(weights[name] * share, inputs=own[name], retain_graph=True)
+                    backward_into(weights[name] * share, own[name], self.parameters, retain_graph=True)
             weighted = [factors[name] * share for name, share in shares.items() if factors[name]]
             if weighted:
-                torch.autograd.backward(torch.stack(weighted).sum(), inputs=shared)
+                backward_into(torch.stack(weighted).sum(), shared, self.parameters)
             add_values(sums, shares)
         return plain(sums)
 

@@ -9,12 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from tokenkit.config import UserError
 from tokenkit.train import policies
 from tokenkit.train.agreement import Agreement, FixedRatio
+from tokenkit.train.balance_schema import BalanceConfig, parse_chain
 from tokenkit.train.gradients import LossGradients, combined
+from tokenkit.train.parallel import ranks, several
 from tokenkit.train.passes import (
     ZERO,
     Balance,
@@ -28,7 +31,6 @@ from tokenkit.train.passes import (
     sum_backward,
     values_first,
 )
-from tokenkit.train.schema import BalanceConfig, parse_chain
 
 SMALLEST_WEIGHT = 1e-3  # GradNorm shall neither silence a loss for good nor turn it round
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
@@ -91,13 +93,14 @@ class GradientMagnitude(Balance):
     The multi-task scheme of ALM: Minixhofer, Vulić & Ponti 2025, 2503.20083.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], *, preserve: bool):
+    def __init__(self, parameters: list[nn.Parameter], trained: Sequence[nn.Parameter], *, preserve: bool):
         super().__init__()
-        self.parameters, self.preserve = parameters, preserve
+        self.parameters, self.trained, self.preserve = parameters, trained, preserve
 
     def backward(self, forwards: Sequence[Forward], weights: Mapping[str, float]) -> Shared:
-        gradients = LossGradients(self.parameters)
+        gradients = LossGradients(self.parameters, self.trained)
         forwards = look_first(forwards, lambda shares: gradients.add(counted(shares, weights)))
+        gradients.gather([*weights])
         norms = gradients.norms()
         factors = {name: weight * inverse(norms.get(name, 0.0)) for name, weight in weights.items()}
         total = sum(factors.values())
@@ -112,15 +115,24 @@ class GradNorm(Balance):
     The factors of a step come from the steps before, so one pass is enough; they move after it.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], names: Sequence[str], alpha: float, learning_rate: float):
+    def __init__(
+        self,
+        parameters: list[nn.Parameter],
+        trained: Sequence[nn.Parameter],
+        names: Sequence[str],
+        alpha: float,
+        learning_rate: float,
+    ):
         super().__init__()
-        self.parameters, self.alpha, self.learning_rate = parameters, alpha, learning_rate
+        self.parameters, self.trained = parameters, trained
+        self.alpha, self.learning_rate = alpha, learning_rate
         self.state = {name: _learnt(1.0) for name in names}
 
     def backward(self, forwards: Sequence[Forward], weights: Mapping[str, float]) -> Shared:
-        gradients = LossGradients(self.parameters)
+        gradients = LossGradients(self.parameters, self.trained)
         factors = {name: weight * self.state[name]["value"] for name, weight in weights.items()}
         means = sum_backward(forwards, factors, lambda shares: gradients.add(counted(shares, weights)))
+        gradients.gather([*weights])
         norms = {name: weights[name] * value for name, value in gradients.norms().items()}
         self._learn({name: means[name] for name, value in norms.items() if value > ZERO}, norms)
         return Shared(means, factors)
@@ -158,8 +170,11 @@ class Surgery(Balance):
             shares = forward()
             gradients.add(counted(shares, weights))
             add_values(sums, shares)
+        gradients.gather([*weights])
         for number, gradient in combined(gradients.found, weights, self.chain).items():
             parameter = self.parameters[number]
+            if several() and not isinstance(gradient, DTensor):
+                gradient = gradient / ranks().data  # every process adds the whole of it
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         return Shared(plain(sums), dict(weights))
 
@@ -182,9 +197,10 @@ def build_balance(
         case "uncertainty":
             return Uncertainty(names, **options)
         case "approx_gradmag" | "approx_gradmag_preserve_mag":
-            return GradientMagnitude(last_layer(), preserve=config.method == "approx_gradmag_preserve_mag")
+            preserve = config.method == "approx_gradmag_preserve_mag"
+            return GradientMagnitude(last_layer(), list(trained), preserve=preserve)
         case "gradnorm":
-            return GradNorm(last_layer(), names, **options)
+            return GradNorm(last_layer(), list(trained), names, **options)
         case "fixed_ratio":
             return FixedRatio(list(trained), names, options["alpha"], _main(config, names), options["every"])
         case "project_aux" | "drop_conflict":

@@ -9,23 +9,26 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokenkit.config import UserError
 from tokenkit.train.balance import Balance
+from tokenkit.train.optimizer_state import optimizer_tensors, plain, put_optimizer
+from tokenkit.train.parallel import everyone, first, leaders, like, together
+from tokenkit.train.shards import Shards, write_part
 from tokenkit.train.tasks import Stateful
 
 log = logging.getLogger(__name__)
 MANIFEST, BALANCE, STATE = "manifest.json", "balance.json", "state.safetensors"
-ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")
 REPLACED = ".replaced"  # a checkpoint that another of the same name is taking the place of
 HEADERS = 1 << 20  # bytes of a checkpoint beside its tensors
 LISTED = 5
@@ -71,9 +74,9 @@ class Training:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """What is trained, the optimizer's state, and the owners' memories, each by name."""
-        memories = {f"{o}.{n}": _plain(t) for o, owner in self.owners.items() for n, t in owner.state().items()}
+        memories = {f"{o}.{n}": plain(t) for o, owner in self.owners.items() for n, t in owner.state().items()}
         return {
-            "model": {name: _plain(parameter) for name, parameter in self.parameters.items()},
+            "model": {name: plain(parameter) for name, parameter in self.parameters.items()},
             "optimizer": optimizer_tensors(self.parameters, self.optimizer),
             "state": memories,
         }
@@ -121,9 +124,14 @@ class StepFolders:
 
     def load(self, training: Training) -> Progress | None:
         """Puts the newest whole checkpoint into place; None without one. UserError where the next would not fit."""
-        check_room(self.folder, 3 * sum(p.numel() * p.element_size() for p in training.parameters.values()))
-        put_back(self.folder)
-        path = newest_whole(self.folder)
+        size = 3 * sum(p.numel() * p.element_size() for p in training.parameters.values())
+
+        def begin() -> Path | None:
+            check_room(self.folder, size)
+            put_back(self.folder)
+            return newest_whole(self.folder)
+
+        path = first(begin)
         if path is None:
             return None
         progress = _restore(path, training.parameters, training.optimizer)
@@ -134,7 +142,7 @@ class StepFolders:
     def save(self, training: Training, progress: Progress, keep: int, last: bool) -> None:
         """Writes the step's folder and drops all but the newest `keep`."""
         _write(self.folder, f"step_{progress.step:08d}", training.tensors(), progress, training.balance.state)
-        _drop_old(self.folder, keep)
+        first(lambda: _drop_old(self.folder, keep))
 
     def measured(self, training: Training, progress: Progress, improved: bool) -> None:
         """Writes `best` where the run is the best so far."""
@@ -158,7 +166,7 @@ def save_checkpoint(
 
     `balance` is what the weights of the losses have learnt; JSON keeps every digit of its numbers.
     """
-    model = {name: _plain(parameter) for name, parameter in parameters.items()}
+    model = {name: plain(parameter) for name, parameter in parameters.items()}
     tensors = {"model": model, "optimizer": optimizer_tensors(parameters, optimizer), "state": {}}
     target = _write(folder, f"step_{progress.step:08d}", tensors, progress, balance or {})
     _drop_old(folder, keep)
@@ -172,34 +180,57 @@ def _write(
     progress: Progress,
     balance: Mapping[str, Mapping[str, float]],
 ) -> Path:
-    target, temporary = folder / name, folder / f".{name}.{os.getpid()}.tmp"
+    target, temporary = folder / name, folder / f".{name}.{leaders(os.getpid())}.tmp"
+    refused = "could not be written ({}); the one before is kept; free some room and continue with --resume"
+    refused = f"{target}: the checkpoint of step {progress.step} {refused}"
+
+    def begin() -> None:
+        with _telling(refused, temporary):
+            folder.mkdir(parents=True, exist_ok=True)
+            put_back(folder)
+            _drop_leftovers(folder)
+            check_room(folder, num_bytes(tensors))
+            temporary.mkdir()
+
+    def finish() -> None:
+        with _telling(refused, temporary):
+            (temporary / "progress.json").write_text(json.dumps(asdict(progress)), "utf-8")
+            (temporary / BALANCE).write_text(json.dumps(balance), "utf-8")
+            _write_manifest(temporary, sums)
+            replaced = folder / f".{name}{REPLACED}"
+            if target.exists():  # the best so far, or a damaged step that a resumed run comes by again
+                target.rename(replaced)
+            temporary.rename(target)
+            _sync(folder)
+            if replaced.exists():
+                shutil.rmtree(replaced)
+
+    first(begin)
+    own: dict[str, dict[str, Any]] = {}
+    failed = None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        put_back(folder)
-        _drop_leftovers(folder)
-        check_room(folder, num_bytes(tensors))
-        temporary.mkdir()
-        for part, values in tensors.items():
-            if values or part != "state":
-                save_file(dict(values), temporary / f"{part}.safetensors")
-        (temporary / "progress.json").write_text(json.dumps(asdict(progress)), "utf-8")
-        (temporary / BALANCE).write_text(json.dumps(balance), "utf-8")
-        _write_manifest(temporary)
-        replaced = folder / f".{name}{REPLACED}"
-        if target.exists():  # the best so far, or a damaged step that a resumed run comes by again
-            target.rename(replaced)
-        temporary.rename(target)
-        _sync(folder)
-        if replaced.exists():
-            shutil.rmtree(replaced)
+        with _telling(refused, temporary):
+            for part, values in tensors.items():
+                path = write_part(temporary, part, values) if values or part != "state" else None
+                if path is not None:
+                    own[path.name] = _sum_of(path)
+    except UserError as error:
+        failed = str(error)
+    together(failed)
+    sums = {name: entry for some in everyone(own) for name, entry in some.items()}
+    first(finish)
+    return target
+
+
+@contextmanager
+def _telling(refused: str, temporary: Path) -> Iterator[None]:
+    """What goes wrong inside is told in one line, and leaves nothing behind."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        put_back(folder)
-        raise UserError(
-            f"{target}: the checkpoint of step {progress.step} could not be written ({reason(error)}); the one before "
-            "is kept; free some room and continue with --resume"
-        ) from None
-    return target
+        put_back(temporary.parent)
+        raise UserError(refused.format(reason(error))) from None
 
 
 def put_back(folder: Path) -> None:
@@ -281,30 +312,31 @@ def find_damage(path: Path) -> str | None:
 
 def _restore(path: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> Progress:
     try:
-        put_parameters(parameters, load_file(path / "model.safetensors"))
+        put_parameters(parameters, Shards(path, "model"))
     except ValueError as error:
         raise UserError(f"{path}: trained {error}; use a new output") from None
-    put_optimizer(parameters, optimizer, load_file(path / "optimizer.safetensors"))
+    put_optimizer(parameters, optimizer, Shards(path, "optimizer"))
     return Progress.of(json.loads((path / "progress.json").read_text("utf-8")))
 
 
 def put_parameters(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
     """Copies saved values into parameters; ValueError where they are others."""
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
-    if {name: tuple(t.shape) for name, t in tensors.items()} != shapes:
-        raise ValueError(f"other parameters than this run does, {_mismatch(tensors, shapes)}")
+    there = tensors.shapes if isinstance(tensors, Shards) else {name: tuple(t.shape) for name, t in tensors.items()}
+    if there != shapes:
+        raise ValueError(f"other parameters than this run does, {_mismatch(there, shapes)}")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+            parameter.copy_(like(tensors[name], parameter))
 
 
-def _mismatch(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _mismatch(there: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]) -> str:
     """What two sets of parameters do not have in common, each kind by its first few names."""
-    gone, new = sorted(set(tensors) - set(shapes)), sorted(set(shapes) - set(tensors))
+    gone, new = sorted(set(there) - set(shapes)), sorted(set(shapes) - set(there))
     other = [
-        f"{name} {list(tensors[name].shape)} there and {list(shapes[name])} here"
-        for name in sorted(set(tensors) & set(shapes))
-        if tuple(tensors[name].shape) != shapes[name]
+        f"{name} {list(there[name])} there and {list(shapes[name])} here"
+        for name in sorted(set(there) & set(shapes))
+        if there[name] != shapes[name]
     ]
     kinds = {"only in the checkpoint": gone, "only in this run": new, "of other shapes": other}
     said = [
@@ -315,36 +347,19 @@ def _mismatch(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...
     return f"{(gone or new or other)[0].split()[0]} for one ({'; '.join(said)})"
 
 
-def put_optimizer(
-    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
-) -> None:
-    """Gives AdamW the moments that `optimizer_tensors` gave."""
-    for name, parameter in parameters.items():
-        if f"{name}.step" in tensors:
-            optimizer.state[parameter] = {key: tensors[f"{name}.{key}"].to(parameter.device) for key in ADAM_STATE}
-
-
-def optimizer_tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's moments and step counts, by the parameter's name."""
-    tensors = {}
-    for name, parameter in parameters.items():
-        state = optimizer.state[parameter] if parameter in optimizer.state else {}
-        tensors |= {f"{name}.{key}": _plain(state[key]) for key in ADAM_STATE if key in state}
-    return tensors
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()
-
-
-def _write_manifest(folder: Path) -> None:
-    manifest = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(folder.iterdir())}
-    for name in manifest:
-        _sync(folder / name)
+def _write_manifest(folder: Path, sums: Mapping[str, Mapping[str, Any]]) -> None:
+    """Lists every file; `sums` are those that their writers have already read again."""
+    manifest = {file.name: sums.get(file.name) or _sum_of(file) for file in sorted(folder.iterdir())}
     path = folder / MANIFEST
     path.write_text(json.dumps(manifest, indent=1), "utf-8")
     _sync(path)
     _sync(folder)
+
+
+def _sum_of(file: Path) -> dict[str, Any]:
+    """Size and checksum of a file that is now safe on the disk."""
+    _sync(file)
+    return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
 
 
 def _sync(path: Path) -> None:

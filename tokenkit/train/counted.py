@@ -19,12 +19,12 @@ class Counted:
         self.counts = dict.fromkeys(NAMES, 0)
         """`positions` that were computed, `tokens` that rows hold, tokens that are `learnt`; over so many `steps`."""
 
-    def at(self, step: int, num_microbatches: int = 1) -> list[Batch]:
+    def at(self, step: int, num_microbatches: int = 1, rank: int = 0, ranks: int = 1) -> list[Batch]:
         """The microbatches of a step, which count from here on."""
-        parts = self.batches.at(step, num_microbatches)
+        parts = self.batches.at(step, num_microbatches, rank, ranks)
         for part in parts:
             inputs = part.tensors["student_inputs"]
-            self.counts["positions"] += inputs.numel()
+            self.counts["positions"] += part.tensors.get("student_positions", inputs).numel()
             # the last token of a row has nothing after it, and is read all the same
             self.counts["tokens"] += int(part.tensors["student_token_mask"].sum()) + len(inputs)
             self.counts["learnt"] += part.num_tokens

@@ -6,9 +6,10 @@ from itertools import combinations
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from tokenkit.train.gradients import Gradients, LossGradients, products
-from tokenkit.train.parallel import total
+from tokenkit.train.parallel import full, total
 from tokenkit.train.passes import Forward, counted, look_first
 
 LOOKS, OPPOSED, TRACE, SQUARE = "looks", "opposed", "trace", "square"
@@ -72,8 +73,10 @@ class Diagnosis:
 
     def _scale(self, noise: "_Microbatches", found: Gradients, weights: Mapping[str, float]) -> dict[str, float]:
         """The simple noise scale, from the squares of the gradients of microbatches and of the step."""
-        big = sum(float((g.double() ** 2).sum()) for g in _weighted(found, weights, len(self.parameters)).values())
-        count, squares = total(torch.tensor([noise.count, noise.squares], dtype=torch.float64)).tolist()
+        big = sum(_square(g) for g in _weighted(found, weights, len(self.parameters)).values())
+        seen = torch.tensor([noise.count, noise.squares], dtype=torch.float64)
+        spread = any(isinstance(parameter, DTensor) for parameter in self.parameters)  # then all have seen the same
+        count, squares = (seen if spread else total(seen)).tolist()
         if count < 2:
             return {}
         small = count * squares  # mean over the microbatches of |count x what it adds to the step|^2
@@ -109,7 +112,11 @@ class _Microbatches:
     def add(self, found: Gradients) -> None:
         self.count += 1
         own = _weighted(found, self.weights, len(self.parameters))
-        self.squares += sum(float((gradient.double() ** 2).sum()) for gradient in own.values())
+        self.squares += sum(_square(gradient) for gradient in own.values())
+
+
+def _square(gradient: Tensor) -> float:
+    return float(full((gradient.double() ** 2).sum()))
 
 
 def _weighted(found: Gradients, weights: Mapping[str, float], count: int) -> dict[int, Tensor]:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tokenkit.config import UserError, differences, dump_yaml, parse_yaml
+from tokenkit.train.parallel import leads
+from tokenkit.train.sinks import Sinks
 
 RUN_FILE = "run.yaml"
 MAY_CHANGE = (
@@ -15,6 +17,8 @@ MAY_CHANGE = (
     "train.save_every",
     "train.keep_checkpoints",
     "train.log_every",
+    "train.sinks",
+    "train.project",
     "train.collect_garbage_every",
     "push_to_hub",
 )
@@ -38,10 +42,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class RunFolder:
-    """A folder claimed by one run."""
+    """A folder claimed by one run; what it logs goes to the run's sinks too."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, sinks: Sinks | None = None):
         self.path = path
+        self.sinks = sinks or Sinks()
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
 
@@ -60,6 +65,7 @@ class RunFolder:
         elif resume:
             raise UserError(f"{self.path}: no run to resume here; leave --resume out to start one")
         write_text(run_file, dump_yaml(dict(run)))
+        self.sinks.open(self.path, run, self._whole_lines())
 
     def _check_same(
         self, run: dict[str, Any], run_file: Path, resume: bool, may_change: Collection[str] | None
@@ -79,20 +85,26 @@ class RunFolder:
 
     def truncate_metrics(self, step: int) -> None:
         """Drops what was logged after a step, so that a resumed run logs each step once."""
-        if self.metrics.exists():
-            kept = [line for line in self.metrics.read_text("utf-8").splitlines() if _step_of(line) <= step]
+        if leads() and self.metrics.exists():
+            kept = [line for line in self._whole_lines() if _step_of(line) <= step]
             write_text(self.metrics, "".join(f"{line}\n" for line in kept))
 
     def log(self, values: Mapping[str, Any]) -> None:
-        """Appends one line to metrics.jsonl."""
+        """Appends one line to metrics.jsonl; of several processes the first one does."""
+        if not leads():
+            return
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(values)) + "\n")
+        self.sinks.send(values)
+
+    def _whole_lines(self) -> list[str]:
+        """The lines of metrics.jsonl, without one that a kill cut short."""
+        lines = self.metrics.read_text("utf-8").splitlines() if self.metrics.is_file() else []
+        return [line for line in lines if _step_of(line) < 1 << 60]
 
     def logged(self, key: str) -> dict[int, float]:
         """step → value of a key in metrics.jsonl."""
-        if not self.metrics.exists():
-            return {}
-        rows = [json.loads(line) for line in self.metrics.read_text("utf-8").splitlines() if _step_of(line) < 1 << 60]
+        rows = [json.loads(line) for line in self._whole_lines()]
         return {row["step"]: row[key] for row in rows if key in row}
 
 

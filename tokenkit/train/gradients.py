@@ -9,24 +9,64 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from tokenkit.train.parallel import several, total
+from tokenkit.train.parallel import full, several, total
+from tokenkit.train.parallel import norm as whole_norm
 
 Gradients = dict[str, dict[int, Tensor]]  # loss -> number of the parameter -> its gradient, absent where none arrives
+
+
+def backward_into(
+    value: Tensor, parameters: Sequence[nn.Parameter], trained: Sequence[nn.Parameter], *, retain_graph: bool = False
+) -> None:
+    """Adds the gradients of a value to some parameters and to no other of those that are trained.
+
+    Those of parameters that are spread over processes arrive by a whole backward pass alone.
+    """
+    if not any(isinstance(parameter, DTensor) for parameter in trained):
+        torch.autograd.backward(value, inputs=list(parameters), retain_graph=retain_graph)
+        return
+    wanted = {id(parameter) for parameter in parameters}
+    others = [parameter for parameter in trained if id(parameter) not in wanted]
+    before = [parameter.grad for parameter in others]
+    for parameter in others:
+        parameter.grad = None
+    value.backward(retain_graph=retain_graph)
+    for parameter, gradient in zip(others, before, strict=True):
+        parameter.grad = gradient
+
+
+def gradients_of(
+    value: Tensor, parameters: Sequence[nn.Parameter], trained: Sequence[nn.Parameter]
+) -> list[Tensor | None]:
+    """The gradients of a value at some parameters; its graph stays, and what the parameters have gathered too."""
+    if not any(isinstance(parameter, DTensor) for parameter in trained):
+        return list(torch.autograd.grad(value, list(parameters), retain_graph=True, allow_unused=True))
+    before = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    backward_into(value, parameters, trained, retain_graph=True)
+    found = [parameter.grad for parameter in parameters]
+    for parameter, gradient in zip(parameters, before, strict=True):
+        parameter.grad = gradient
+    return found
 
 
 class LossGradients:
     """Adds up, loss by loss, the gradients that the microbatches of a step send to some parameters."""
 
-    def __init__(self, parameters: list[nn.Parameter]):
+    def __init__(self, parameters: list[nn.Parameter], trained: Sequence[nn.Parameter] | None = None):
+        """`trained` are all parameters that the losses reach; None: these."""
         self.parameters = parameters
+        self.trained = parameters if trained is None else trained
         self.found: Gradients = {}
 
     def add(self, shares: Mapping[str, Tensor]) -> None:
         """The gradients of one microbatch; its graph stays for another backward pass."""
         for name, share in shares.items():
             own = self.found.setdefault(name, {})
-            gradients = torch.autograd.grad(share, self.parameters, retain_graph=True, allow_unused=True)
+            gradients = gradients_of(share, self.parameters, self.trained)
             for number, gradient in enumerate(gradients):
                 if gradient is not None:
                     own[number] = own[number] + gradient if number in own else gradient
@@ -49,7 +89,8 @@ class LossGradients:
             there = total(torch.tensor([number in own for number in range(len(self.parameters))], dtype=torch.int64))
             for number in there.nonzero().flatten().tolist():
                 gradient = own[number] if number in own else torch.zeros_like(self.parameters[number])
-                gathered.setdefault(name, {})[number] = total(gradient)
+                added = isinstance(gradient, DTensor)  # in the backward pass
+                gathered.setdefault(name, {})[number] = gradient if added else total(gradient)
         self.found = gathered
 
     def owners(self, names: Sequence[str]) -> dict[int, int]:
@@ -74,15 +115,14 @@ def products(gradients: Gradients, names: Sequence[str], numbers: Sequence[int])
     for one in names:
         for other in names:
             mine, theirs = gradients[one], gradients[other]
-            both = [(mine[n] * theirs[n]).sum().double() for n in numbers if n in mine and n in theirs]
+            both = [full((mine[n] * theirs[n]).sum()).double() for n in numbers if n in mine and n in theirs]
             rows.append(torch.stack(both).sum() if both else torch.zeros((), dtype=torch.float64))
     return torch.stack([row.cpu() for row in rows]).reshape(len(names), len(names)).numpy()
 
 
 def norm(gradients: Iterable[Tensor]) -> float:
     """L2 norm of tensors taken as one vector."""
-    norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
-    return torch.linalg.vector_norm(torch.stack(norms)).item() if norms else 0.0
+    return whole_norm(gradients).item()
 
 
 def identity(gradients: Gradients, weights: Mapping[str, float], value: float) -> Gradients:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
@@ -20,11 +19,13 @@ from tokenkit.train.compile import Compiled, apply_liger, compiled
 from tokenkit.train.diagnosis import Diagnosis
 from tokenkit.train.folder import RunFolder
 from tokenkit.train.noise import Noise
-from tokenkit.train.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
+from tokenkit.train.optimizer import build_optimizer, set_learning_rate
+from tokenkit.train.parallel import clip, first, largest, leaders, leads, ranks
 from tokenkit.train.profile import profiled
 from tokenkit.train.schema import BestConfig, LoopConfig
 from tokenkit.train.step import Beside, StepResult, accumulate_gradients
 from tokenkit.train.tasks import StepBatches, Task
+from tokenkit.train.trained import rate_at
 
 
 class Interrupted(Exception):
@@ -62,7 +63,7 @@ def train(
         progress = checkpoints.load(run.training)
         if progress is None:
             progress = Progress()
-            if 0 in config.eval_at and 0 not in folder.logged("step"):
+            if 0 in config.eval_at and first(lambda: 0 not in folder.logged("step")):
                 folder.log({"step": 0, **_measured(run, evaluate), **run.audit.evaluation_values()})
         folder.truncate_metrics(progress.step)
         task.train_mode(True)
@@ -75,7 +76,8 @@ def train(
                 run.audit.count(result.num_tokens)
                 run.profile_step()
                 advance(result.loss, run.audit.speed)
-                leaving = stop.signal_number != 0 or progress.step == config.stop_after
+                asked = largest(stop.signal_number)  # one process that is asked to leave asks all
+                leaving = asked != 0 or progress.step == config.stop_after
                 last = progress.step == config.steps
                 if progress.step % config.log_every == 0 or last:
                     folder.log(_metrics(progress, result, norm, rate) | run.audit.values() | run.compiled.values())
@@ -90,7 +92,7 @@ def train(
                 if progress.step % config.save_every == 0 or last or leaving:
                     checkpoints.save(run.training, progress, config.keep_checkpoints, last)
                 if leaving and not last:
-                    raise Interrupted(progress.step, stop.signal_number)
+                    raise Interrupted(progress.step, asked)
     task.train_mode(False)
     return progress
 
@@ -145,6 +147,12 @@ class _Run:
 @contextmanager
 def _begun(task: Task, batches: StepBatches, config: LoopConfig, folder: RunFolder) -> Iterator[_Run]:
     """What a run needs; what is changed for it from outside is put back at its end."""
+    here = ranks()
+    if config.batch_size < config.accumulation * here.data:
+        raise UserError(
+            f"train.batch_size: {config.batch_size} rows cannot be cut for {here.data} processes into "
+            f"{config.accumulation} microbatches each; write {config.accumulation * here.data} or more"
+        )
     noise = Noise(config.noise, task)
     if config.liger:
         apply_liger(task)
@@ -156,7 +164,7 @@ def _begun(task: Task, batches: StepBatches, config: LoopConfig, folder: RunFold
     owners = {"task": task, "batches": batches, "diagnosis": diagnosis}
     training = Training(parameters, build_optimizer(parameters, config.optimizer), balance, owners)
     audit = Audit(task.device, config.collect_garbage_every)
-    profile = profiled(folder.path / "profile", config.profile, task.device)
+    profile = profiled(folder.path / "profile", config.profile if leads() else None, task.device)
     with audit.run(), compiled(task, config.compile) as graphs, profile as profile_step:
         yield _Run(task, batches, config, training, audit, noise, diagnosis, graphs, profile_step)
 
@@ -166,13 +174,14 @@ def _measured(run: _Run, evaluate: Callable[[], dict[str, float]]) -> dict[str, 
         run.task.train_mode(False)
         values = run.compiled.attempt(evaluate)
         run.task.train_mode(True)
-    return values
+    return leaders(values)
 
 
 def _step(run: _Run, step: int, checkpoints: Checkpoints) -> tuple[StepResult, float, float]:
     task, config, training, clock = run.task, run.config, run.training, run.audit.clock
     with clock("data"):
-        batches = run.batches.at(step, config.accumulation)
+        here = ranks()
+        batches = run.batches.at(step, config.accumulation, here.data_rank, here.data)
     seed = (config.seed * 1_000_003 + step) * 1_009  # one stream per step, whatever happened before it
     weights = task.objective.weights_at(step, config.horizon)
     beside = Beside(clock, run.noise, run.diagnosis.look if run.is_diagnosed(step + 1) else None)
@@ -184,15 +193,14 @@ def _step(run: _Run, step: int, checkpoints: Checkpoints) -> tuple[StepResult, f
     with clock("losses"), run.noise.weights(training.parameters, seed):  # what is no other part's is theirs
         result = run.compiled.attempt(gradients)
     with clock("optimizer"):
+        task.gradients_ready(step)
         trained = [p for p in training.parameters.values() if p.grad is not None]
         limit = config.optimizer.max_grad_norm
-        norm = torch.nn.utils.clip_grad_norm_(trained, math.inf if limit is None else limit).item()
+        norm = clip(trained, math.inf if limit is None else limit).item()
         if not (math.isfinite(result.loss) and math.isfinite(norm)):
             raise UserError(_not_finite(result, norm, step, run.batches, checkpoints))
         run.noise.gradients(training.parameters, step, seed)
-        rate = config.optimizer.learning_rate * learning_rate_factor(
-            step, steps=config.horizon, config=config.optimizer
-        )
+        rate = rate_at(step, config)
         set_learning_rate(training.optimizer, rate)
         training.optimizer.step()
     return result, norm, rate
@@ -249,6 +257,6 @@ def _progress_bar(label: str, steps: int, done: int, quiet: bool) -> Iterator[Ca
         TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} tokens/s"),
         TimeRemainingColumn(),
     )
-    with ProgressBar(*columns, console=Console(stderr=True), disable=quiet, transient=True) as bar:
+    with ProgressBar(*columns, console=Console(stderr=True), disable=quiet or not leads(), transient=True) as bar:
         task = bar.add_task(label, total=steps, completed=done, loss=math.nan, speed=0.0)
         yield lambda loss, speed: bar.update(task, advance=1, loss=loss, speed=speed)

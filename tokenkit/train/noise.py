@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from tokenkit.config import UserError
 from tokenkit.data.batch import Batch
+from tokenkit.data.packing import pack
 from tokenkit.train.models import LanguageModels
+from tokenkit.train.parallel import like
 from tokenkit.train.schema import NoiseConfig
 from tokenkit.train.tasks import Task
 
@@ -73,8 +75,13 @@ def add_gradient_noise(parameters: Mapping[str, nn.Parameter], eta: float, step:
     deviation = (eta / (1 + step) ** GRADIENT_DECAY) ** 0.5
     for name, parameter in parameters.items():
         if parameter.grad is not None:
-            drawn = torch.empty_like(parameter.grad).normal_(generator=generator(parameter.device, seed, name))
-            parameter.grad.add_(drawn, alpha=deviation)
+            parameter.grad.add_(_drawn(parameter, seed, name), alpha=deviation)
+
+
+def _drawn(parameter: nn.Parameter, seed: int, name: str) -> Tensor:
+    """Normal numbers for all of a parameter, spread as it is."""
+    drawn = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+    return like(drawn.normal_(generator=generator(parameter.device, seed, name)), parameter)
 
 
 @contextmanager
@@ -84,7 +91,7 @@ def noisy_weights(parameters: Mapping[str, nn.Parameter], share: float, seed: in
     try:
         with torch.no_grad():
             for name, parameter in parameters.items():
-                drawn = torch.empty_like(parameter).normal_(generator=generator(parameter.device, seed, f"w {name}"))
+                drawn = _drawn(parameter, seed, f"w {name}")
                 parameter.add_(drawn * parameter.square().mean().sqrt(), alpha=share)
         yield
     finally:
@@ -131,6 +138,8 @@ class Noise:
         if self._embedding is None:
             return nullcontext()
         mask = batch.tensors["student_token_mask"]
+        if "student_slot" in batch.tensors:  # of rows that are packed, as the model reads them
+            mask = pack(mask, batch.tensors["student_slot"], batch.tensors["student_positions"], 0)
         return neftune(self._embedding, self.config.neftune, mask, generator(mask.device, seed, "neftune"))
 
     def weights(self, parameters: Mapping[str, nn.Parameter], seed: int) -> AbstractContextManager[None]:

@@ -17,9 +17,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from tokenkit.config import UserError
-from tokenkit.data.batch import Batch, Batches, collate
+from tokenkit.data.batch import Batch, Batches, collate, parts_of
 from tokenkit.data.example import Example, Reading, Side, make_examples
 from tokenkit.data.messages import Dialogue
+from tokenkit.data.stream import StreamedRows
 from tokenkit.models.sample import DrawConfig, Drawing, SamplingConfig, drawing_of, sample, sequence_key
 from tokenkit.models.view import ModelView
 from tokenkit.tokenizers.base import Tokenizer
@@ -66,24 +67,30 @@ class OnPolicyBatches:
             chat: _drawing(config, self.tokenizer, view.vocab_rows, chat=chat) for chat in _kinds(batches)
         }
 
-    def at(self, step: int, num_microbatches: int = 1) -> list[Batch]:
+    def at(self, step: int, num_microbatches: int = 1, rank: int = 0, ranks: int = 1) -> list[Batch]:
         """The microbatches of a step, together always the same rows."""
         own = self.batches
         if self.config.share == 0:
-            return own.at(step, num_microbatches)
+            return own.at(step, num_microbatches, rank, ranks)
         numbers = own.rows(step)
-        rows = [own.windows[number] for number in numbers]
-        examples = make_examples(rows, own.student, own.teacher, own.reading)
+        parts = parts_of(len(numbers), num_microbatches, rank, ranks)
+        mine = [place for part in parts for place in part]
+        rows = {place: own.single(numbers[place])[0] for place in mine}
+        made = make_examples(list(rows.values()), own.student, own.teacher, own.reading)
+        examples = dict(zip(mine, made, strict=True))
+        chosen = [place for place in self._chosen(step, len(numbers)) if place in rows]
         for chat, drawing in self._drawings.items():
-            places = [p for p in self._chosen(step, len(rows)) if isinstance(rows[p], Dialogue) == chat]
+            places = [place for place in chosen if isinstance(rows[place], Dialogue) == chat]
             self._go_on(examples, places, drawing, step, 0 if chat else self.config.prompt_tokens)
-        parts = np.array_split(np.arange(len(rows)), num_microbatches)
-        cut = [part.tolist() for part in parts if len(part)]
-        return [collate([examples[i] for i in part], [numbers[i] for i in part], None, own.wanted) for part in cut]
+        return [collate([examples[i] for i in part], [numbers[i] for i in part], None, own.wanted) for part in parts]
 
     def place(self, step: int) -> str:
         """Where the rows of a step come from, for messages."""
         return self.batches.place(step)
+
+    def rows_read(self, steps: int) -> dict[str, int]:
+        """How many rows of each source the first steps read."""
+        return self.batches.rows_read(steps)
 
     def state(self) -> dict[str, Tensor]:
         """What the batches themselves remember: (seed, step) and the weights say the rest."""
@@ -98,7 +105,9 @@ class OnPolicyBatches:
         draws = np.random.default_rng([self.batches.seed, step, STREAM]).random(count)
         return np.flatnonzero(draws < self.config.share).tolist()
 
-    def _go_on(self, examples: list[Example], places: Sequence[int], drawing: Drawing, step: int, more: int) -> None:
+    def _go_on(
+        self, examples: dict[int, Example], places: Sequence[int], drawing: Drawing, step: int, more: int
+    ) -> None:
         """Replaces what follows the prompts, `more` tokens longer than they must be, of some examples."""
         lengths = {place: prompt_length(examples[place], more) for place in places}
         room = {place: len(examples[place].student.ids) - length for place, length in lengths.items()}
@@ -125,6 +134,8 @@ def _check(batches: Batches, config: OnPolicyConfig, teacher: ModelView | None) 
         raise UserError("on_policy: a recorded teacher has not read what is drawn; leave record out")
     if other is not None and other.fingerprint != batches.student.fingerprint:
         raise UserError("on_policy: student and teacher read other ids; leave target_tokenizer out, or on_policy")
+    if batches.packing:
+        raise UserError("on_policy: rows that are packed cannot go on; write data.packing=false")
     if batches.reading.mode is not None:
         raise UserError("on_policy: data.chunks are joined over text that is not there yet; write unconstrained")
     if config.who == "teacher" and (teacher is None or teacher.tables or not teacher.adapters):
@@ -135,7 +146,8 @@ def _check(batches: Batches, config: OnPolicyConfig, teacher: ModelView | None) 
 
 def _kinds(batches: Batches) -> list[bool]:
     """Whether there are windows (False), conversations (True) or both among the rows."""
-    return sorted({isinstance(row, Dialogue) for row in batches.windows})
+    rows = batches.windows[:1] if isinstance(batches.windows, StreamedRows) else batches.windows
+    return sorted({isinstance(row, Dialogue) for row in rows})
 
 
 def _drawing(config: OnPolicyConfig, tokenizer: Tokenizer, rows: int, *, chat: bool) -> Drawing:

@@ -1,14 +1,17 @@
-"""AdamW over named parameters, and the learning rate as a function of the step."""
+"""Named parameters in groups under one optimizer, and the learning rate as a function of the step."""
 
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from tokenkit.config import UserError
-from tokenkit.train.schema import OptimizerConfig
+from tokenkit.train.optimizer_classes import make_optimizer
+from tokenkit.train.optimizer_schema import OptimizerConfig, ParameterGroup
+from tokenkit.train.parameter_kinds import DECAYED, ParameterKind, mesh_of, shape_kind
 
 ONE_CYCLE_START, ONE_CYCLE_RISE = 1 / 25, 0.3  # share of the peak it begins at, and of the steps it rises in
 
@@ -29,7 +32,7 @@ def _course(step: int, steps: int, warmup: int, left: float, config: OptimizerCo
     match config.schedule:
         case "linear":
             return left
-        case "cosine":
+        case "cosine" | "linear_warmup_cosine_decay":
             return (1 + math.cos(math.pi * (1 - left))) / 2
         case "polynomial":
             return left**config.power
@@ -51,24 +54,45 @@ def _one_cycle(step: int, steps: int, rise: float | int, end: float) -> float:
     return low + (high - low) * (1 - math.cos(math.pi * share)) / 2
 
 
-def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW with one group per (weight decay, learning-rate scale); vectors are never decayed."""
+def build_optimizer(
+    parameters: Mapping[str, nn.Parameter],
+    config: OptimizerConfig,
+    kinds: Mapping[str, ParameterKind] | None = None,
+) -> torch.optim.Optimizer:
+    """The optimizer of a run file over named parameters; `kinds` is what `parameter_kinds` says of them.
+
+    Without `kinds` a parameter is told by its shape. The learning rate of a group is `lr_scale` times the run's.
+    """
+    return make_optimizer(parameter_groups(parameters, config, kinds), config)
+
+
+def parameter_groups(
+    parameters: Mapping[str, nn.Parameter],
+    config: OptimizerConfig,
+    kinds: Mapping[str, ParameterKind] | None = None,
+) -> list[dict[str, Any]]:
+    """Parameters of equal weight decay, learning-rate scale and set of processes together, in the order they come.
+
+    Norms, biases and vectors are never decayed; embeddings are, as matrices are. UserError for a pattern without one.
+    """
     for group in config.param_groups:
         if not any(re.search(group.pattern, name) for name in parameters):
-            raise UserError(f"optimizer.param_groups: {group.pattern!r} matches none of the trained parameters")
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+            raise UserError(
+                f"train.optimizer.param_groups: {group.pattern!r} matches none of the trained parameters; write a part "
+                f"of a name such as {next(iter(parameters), '')}"
+            )
+    groups: dict[Any, dict[str, Any]] = {}
     for name, parameter in parameters.items():
-        own = config.projector_lr_scale if name.startswith("projectors.") else 1.0
-        scale = next((g.lr_scale for g in config.param_groups if re.search(g.pattern, name)), own)
-        decay = config.weight_decay if parameter.ndim > 1 else 0.0
-        groups.setdefault((decay, scale), []).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": ps, "weight_decay": decay, "lr_scale": scale} for (decay, scale), ps in groups.items()],
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.eps,
-        fused=True,
-    )
+        kind = shape_kind(parameter) if kinds is None else kinds[name]
+        own = ParameterGroup(pattern="", lr_scale=config.projector_lr_scale if name.startswith("projectors.") else 1.0)
+        named = next((group for group in config.param_groups if re.search(group.pattern, name)), own)
+        decay = config.weight_decay * named.weight_decay_scale if kind in DECAYED else 0.0
+        said: dict[str, Any] = {"weight_decay": decay, "lr_scale": named.lr_scale}
+        if config.name == "muon":
+            said["hidden"] = kind == "matrix" and parameter.ndim == 2
+        key = (*said.values(), mesh_of(parameter))
+        groups.setdefault(key, {"params": [], **said})["params"].append(parameter)
+    return list(groups.values())
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

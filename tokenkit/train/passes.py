@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenkit.train.parallel import total
+
 Forward = Callable[[], dict[str, Tensor]]  # a microbatch's share of each loss's mean over the step; no units, no entry
 ZERO = 1e-8  # a norm or a loss below this is rounding noise: it gets weight 0, not 1/noise
 
@@ -77,8 +79,8 @@ def add_values(sums: dict[str, Tensor], shares: Mapping[str, Tensor]) -> None:
 
 
 def plain(sums: Mapping[str, Tensor]) -> dict[str, float]:
-    """The sums as numbers."""
-    return dict(zip(sums, torch.stack([*sums.values()]).tolist())) if sums else {}
+    """The sums as numbers, over all processes that read rows of the step."""
+    return dict(zip(sums, total(torch.stack([*sums.values()])).tolist())) if sums else {}
 
 
 def counted(shares: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, Tensor]:

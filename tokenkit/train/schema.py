@@ -1,149 +1,14 @@
 """The sections of a run file that say how to train."""
 
 import math
-import re
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from tokenkit.config import Config, UserError
-
-
-class ParameterGroup(Config):
-    """Parameters whose dotted name a regular expression finds, with a learning rate of their own."""
-
-    pattern: str
-    lr_scale: float = Field(1.0, ge=0)
-
-
-class OptimizerConfig(Config):
-    """AdamW and its schedule."""
-
-    learning_rate: float = Field(1e-3, gt=0)
-    """The peak."""
-    weight_decay: float = Field(0.0, ge=0)
-    """On matrices; vectors (norms, biases) are never decayed."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(1e-8, gt=0)
-    schedule: Literal["linear", "cosine", "constant", "polynomial", "wsd", "one_cycle", "inverse_sqrt"] = "cosine"
-    """Course of the learning rate after the warm-up, down to `lr_min_ratio` of its peak."""
-    warmup_steps: int = Field(0, ge=0)
-    """Steps over which the learning rate rises linearly to its peak (one_cycle: on a cosine; 0 is 30 % of the run)."""
-    warmup_ratio: float = Field(0.0, ge=0, lt=1)
-    """The same as a share of the run's steps; give one of the two."""
-    lr_min_ratio: float = Field(0.0, ge=0, le=1)
-    """Where the learning rate ends, as a share of its peak."""
-    power: float = Field(1.0, gt=0)
-    """polynomial: the exponent of the share of steps that is left; 1 is a line."""
-    decay_share: float = Field(0.2, gt=0, le=1)
-    """wsd (warm-up, stable, decay): share of the run's steps, the last ones, in which the rate falls on a line."""
-    max_grad_norm: float | None = Field(1.0, gt=0)
-    """Gradients are scaled down to this norm, over all parameters together; null: never."""
-    param_groups: list[ParameterGroup] = []
-    """Learning-rate scales by name; the first pattern that matches counts."""
-    projector_lr_scale: float = Field(2.0, gt=0)
-    """Learning-rate scale of maps that losses have learnt along, unless a pattern matches them."""
-
-    @model_validator(mode="after")
-    def _one_warmup(self) -> "OptimizerConfig":
-        if self.warmup_ratio and self.warmup_steps:
-            raise UserError(
-                f"train.optimizer.warmup_ratio: {self.warmup_ratio} beside warmup_steps {self.warmup_steps}; give one, "
-                "and warmup_steps=0 with a ratio"
-            )
-        return self
-
-    def warmup(self, steps: int) -> int:
-        """Steps of warm-up in a run of `steps`."""
-        return self.warmup_steps or round(self.warmup_ratio * steps)
-
-
-class LoraConfig(Config):
-    """Low-rank adapters on linear layers. Hu+ 2021, 2106.09685."""
-
-    rank: int = Field(64, ge=1)
-    alpha: float = 64.0
-    """The update is scaled by alpha / rank."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    targets: list[str] | Literal["all-linear"] = "all-linear"
-    """Last parts of the names of linear layers (`q_proj`), or globs over dotted names."""
-
-
-BALANCES: dict[str, dict[str, Any]] = {  # methods that are a whole, with the options of each
-    "none": {},
-    "magnitude": {},
-    "ema": {"alpha": 0.95},
-    "uncertainty": {"s_init": 0.0, "learning_rate": 0.01},
-    "approx_gradmag": {},
-    "approx_gradmag_preserve_mag": {},
-    "gradnorm": {"alpha": 0.12, "learning_rate": 0.025},
-    "fixed_ratio": {"alpha": 0.95, "main": None, "every": 1},
-    "project_aux": {"main": None, "every": 1},
-    "drop_conflict": {"main": None, "every": 1},
-    "mgda": {"every": 1},
-    "cagrad": {"c": 0.4, "every": 1},
-}
-LINK = re.compile(r"(identity|pcgrad|gradmag)|(gradmag|gradclip):((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)")
-GRADMAG_EPS = 1e-8
-
-
-class BalanceConfig(Config):
-    """How several losses share a step: one word, or a method with its options."""
-
-    method: str = "none"
-    """none, magnitude, ema, uncertainty, approx_gradmag, approx_gradmag_preserve_mag, gradnorm, fixed_ratio,
-    project_aux, drop_conflict, mgda, cagrad; or a chain over whole gradients, of identity, pcgrad, gradmag[:EPS] and
-    gradclip:MAX_NORM, joined by `+`."""
-    alpha: float | None = Field(None, ge=0, lt=1)
-    """ema, fixed_ratio: share of the old statistics that stays; gradnorm: how strongly losses that lag are pushed."""
-    main: str | None = None
-    """fixed_ratio, project_aux, drop_conflict: the loss that the others are measured against; null: the first."""
-    every: int | None = Field(None, ge=1)
-    """fixed_ratio, project_aux, drop_conflict, mgda, cagrad: steps between looks at the gradients; in between the
-    factors stay as they were."""
-    c: float | None = Field(None, ge=0, lt=1)
-    """cagrad: how far from the plain sum the update may go, as a share of its length."""
-    s_init: float | None = None
-    """uncertainty: where every s begins."""
-    learning_rate: float | None = Field(None, gt=0)
-    """uncertainty, gradnorm: Adam's, for s or for the weights."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _word(cls, value: Any) -> Any:
-        keys = {"method": value} if isinstance(value, str) else value
-        if not isinstance(keys, dict):
-            return keys
-        options = BALANCES.get(str(keys.get("method")), {})
-        return {**keys, **{key: default for key, default in options.items() if keys.get(key) is None}}
-
-    @model_validator(mode="after")
-    def _known(self) -> "BalanceConfig":
-        options = {key for own in BALANCES.values() for key in own}
-        given = {key for key in options if self.__dict__[key] is not None}
-        foreign = sorted(given - set(BALANCES.get(self.method, {})))
-        if self.method not in BALANCES:
-            parse_chain(self.method)
-        if foreign:
-            own = ", ".join(BALANCES.get(self.method, {})) or "none"
-            raise UserError(f"train.balance.{foreign[0]}: no option of {self.method!r}, which has {own}")
-        return self
-
-
-def parse_chain(method: str) -> list[tuple[str, float]]:
-    """The links of a chain such as `pcgrad+gradclip:1`, with their values; UserError with the right form."""
-    links = []
-    for word in method.split("+"):
-        match = LINK.fullmatch(word.strip())
-        value = float(match[3] or GRADMAG_EPS) if match else 0.0
-        if match is None or not 0 < value < math.inf:
-            where = "" if word == method else f" in {method!r}"
-            raise UserError(
-                f"train.balance: {word!r}{where} is not known; write one of {', '.join(BALANCES)}, "
-                "or a chain of identity, pcgrad, gradmag[:EPS], gradclip:MAX_NORM, such as pcgrad+gradclip:1.0"
-            )
-        links.append((match[1] or match[2], value))
-    return links
+from tokenkit.models.lora_config import LoraConfig
+from tokenkit.train.balance_schema import BalanceConfig
+from tokenkit.train.optimizer_schema import OptimizerConfig
 
 
 class NoiseConfig(Config):
@@ -219,6 +84,29 @@ class EarlyStoppingConfig(Config):
     """As soon as the best value reaches this."""
 
 
+class ParallelConfig(Config):
+    """How the processes of `torchrun` share a run: data x model of them; one process is 1 x 1."""
+
+    data: int | None = Field(None, ge=1)
+    """Processes, or groups of them, that read different rows and share the parameters among them (FSDP2); null: what
+    the others leave."""
+    model: int = Field(1, ge=1)
+    """Processes that share each matrix of a layer (tensor parallelism)."""
+
+
+class PrefixConfig(Config):
+    """Optimizer steps before all others in which only a part is trained, at a learning rate of its own."""
+
+    steps: int = Field(ge=1)
+    """They come out of `train.steps`; the warm-up and the schedule of the others begin after them."""
+    learning_rate: float = Field(gt=0)
+    """Reached on a line over these steps."""
+    trainable: Literal["non_overlapping_embeddings", "embeddings", "none"] = "non_overlapping_embeddings"
+    """Of the tables: rows of tokens that the old tokenizer does not have; all rows; none."""
+    layers: int = Field(0, ge=0)
+    """So many of the student's first layers are trained in these steps too."""
+
+
 class LoopConfig(Config):
     """How long, on how much, and what is kept."""
 
@@ -232,10 +120,11 @@ class LoopConfig(Config):
     """Microbatches a step is cut into; the step stays the same."""
     seed: int = 0
     """Decides the order of rows, dropout, and where adapters begin."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Type of the forward pass; weights, sums and the optimizer are float32."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the forward pass; weights, sums and the optimizer are float32. float16 scales the loss as it goes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU where torch sees one."""
+    parallel: ParallelConfig = ParallelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     balance: BalanceConfig = BalanceConfig()
     """How the gradients of several losses are added up; none: by their weights alone."""
@@ -246,6 +135,10 @@ class LoopConfig(Config):
     """Liger kernels in the student's layers (needs CUDA and the extra `gpu`)."""
     log_every: int = Field(10, ge=1)
     """Steps between lines of metrics.jsonl."""
+    sinks: list[Literal["tensorboard", "trackio", "wandb"]] = []
+    """Where the lines of metrics.jsonl go as well; each is a package of its own."""
+    project: str = "tokenkit"
+    """trackio, wandb: the project that runs are filed under."""
     diagnose_every: int | None = Field(None, ge=1)
     """Steps between looks at each loss's gradient by itself: norms, cosines, and how often two oppose each other."""
     noise_scale: bool = False
@@ -308,6 +201,11 @@ class TrainConfig(LoopConfig):
 
     mode: Literal["full", "lora", "embeddings"] = "full"
     """What is trained beside the embeddings: everything, adapters, or nothing."""
+    embeddings: Literal["all", "new_rows", "none"] = "all"
+    """Rows of embedding and head that are trained: all, those of tokens that the old tokenizer does not have, none."""
     lora: LoraConfig = LoraConfig()
+    prefix: PrefixConfig | None = None
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = "auto"
+    """How the student's attention is computed; auto: what transformers takes, which is sdpa where it can."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""

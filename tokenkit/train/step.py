@@ -14,7 +14,7 @@ from tokenkit.quantities import Quantities
 from tokenkit.train.audit import Clock
 from tokenkit.train.balance import Balance, Forward
 from tokenkit.train.noise import Noise
-from tokenkit.train.parallel import add_gradients, total
+from tokenkit.train.parallel import add_gradients, ranks, total
 from tokenkit.train.tasks import Task
 
 
@@ -78,14 +78,16 @@ def accumulate_gradients(
             forwards = beside.look(forwards, weights)
         shared = (balance or Balance()).backward(forwards, weights)
         add_gradients(task.trainable().values())
-    own = torch.tensor([shared.means.get(name, 0.0) for name in counts], dtype=torch.float64, device=task.device)
-    means = dict(zip(counts, total(own).tolist()))
+    units = [sum(int((own[name].weight > 0).sum()) for own in read.units) for name in counts]
+    read_here = [sum(batch.num_tokens for batch in batches), sum(batch.num_bytes for batch in batches)]
+    *units, num_tokens, num_bytes = total(torch.tensor([*units, *read_here])).tolist()
+    means = {name: shared.means.get(name, 0.0) for name in counts}
     return StepResult(
         sum(weight * means[name] for name, weight in weights.items()),
         means,
-        {name: sum(int((units[name].weight > 0).sum()) for units in read.units) for name in counts},
-        sum(batch.num_tokens for batch in batches),
-        sum(batch.num_bytes for batch in batches),
+        dict(zip(counts, units)),
+        num_tokens,
+        num_bytes,
         shared.weights,
     )
 
@@ -98,7 +100,9 @@ class _Reading:
     """
 
     def __init__(self, task: Task, batches: list[Batch], seed: int, beside: Beside):
-        self.task, self.seed, self.beside = task, seed, beside
+        self.task, self.beside = task, beside
+        here = ranks()  # dropout is a function of which part of the whole step is read
+        self._seeds = [seed + number * here.data + here.data_rank for number in range(len(batches))]
         with beside.clock("data"):
             self.batches = [batch.to(task.device) for batch in batches]
         objective = task.objective
@@ -140,10 +144,10 @@ class _Reading:
         noise = self.beside.noise
         with self.beside.clock("teacher"):
             found = self.task.teacher_tensors(self.batches[number])
-            return noise.teacher(found, self.seed + number) if noise else found
+            return noise.teacher(found, self._seeds[number]) if noise else found
 
     def _read(self, number: int, teacher: dict[str, Tensor]) -> dict[str, Tensor]:
-        noise, batch, seed = self.beside.noise, self.batches[number], self.seed + number
+        noise, batch, seed = self.beside.noise, self.batches[number], self._seeds[number]
         with self.beside.clock("student_forward"), noise.student(batch, seed) if noise else nullcontext():
             torch.manual_seed(seed)
             return self.task.student_tensors(batch, teacher, self.means)

@@ -85,7 +85,7 @@ def benchmarks(
     choices = {subjects[name]: choice for name, choice in sides.items()}
 
     def load(subject: Subject) -> tuple[ModelView, Tokenizer]:
-        model, tokenizer = load_pair(choices[subject], place, codes=codes)
+        model, tokenizer = load_pair(choices[subject], place, codes=codes, teacher=subject == subjects.get("teacher"))
         return view_of(model.eval()), tokenizer
 
     jobs = _jobs(evaluation, load, HeldOut(documents, evaluation), subjects.get("teacher"), place)

@@ -14,6 +14,7 @@ from tokenkit.config import UserError, differences, dump_yaml
 from tokenkit.data.example import Row, Window
 from tokenkit.data.records import Record, sha256_of
 from tokenkit.data.source import SourceConfig, describe
+from tokenkit.data.stream import StreamedRows
 from tokenkit.eval.harness import EvalRow, row_of
 from tokenkit.export.private import plain_names, redacted
 from tokenkit.losses import LOSSES
@@ -25,7 +26,8 @@ from tokenkit.verbs.distill_page import short_name
 from tokenkit.verbs.distill_run import DistillRun
 from tokenkit.verbs.model import ModelChoice
 
-READ = ("source", "path", "hub", "record", "cloze", "plugins", "teacher", "mined", "bias", "load", "name", "function")
+READ = ("source", "path", "hub", "saved", "record", "cloze", "plugins", "teacher")
+READ += ("mined", "bias", "load", "name", "function")
 NOT_COMPARED = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 MB = 1e6
@@ -71,15 +73,23 @@ def folder_facts(folder: Path) -> dict[str, Any]:
     }
 
 
-def data_facts(rows: Sequence[Row], held_out: Sequence[str]) -> dict[str, Any]:
-    """How much text there was, and a fingerprint of what was trained on."""
+def data_facts(rows: Sequence[Row], held_out: Sequence[str], read: Mapping[str, int]) -> dict[str, Any]:
+    """How much text there was, and a fingerprint of it; of a mixture the rows `read` of each source."""
+    return _row_facts(rows) | {
+        "read": dict(read),
+        "held_out_documents": len(held_out),
+        "held_out_bytes": sum(len(text.encode()) for text in held_out),
+    }
+
+
+def _row_facts(rows: Sequence[Row]) -> dict[str, Any]:
+    if isinstance(rows, StreamedRows):  # never read whole
+        return {}
     texts = [row.text if isinstance(row, Window) else json.dumps(row.messages, sort_keys=True) for row in rows]
     return {
         "rows": len(rows),
         "kind": "windows of text" if rows and isinstance(rows[0], Window) else "conversations",
         "sha256": sha256_of(text.encode() for text in texts),
-        "held_out_documents": len(held_out),
-        "held_out_bytes": sum(len(text.encode()) for text in held_out),
     }
 
 
@@ -125,7 +135,7 @@ def _summary(known: Known, name: str) -> str:
     run, results = known.run, known.results
     text = f"trained for {results.get('steps', 0):,} steps"
     if "data" in run:
-        text += f" on {_source(run['data']['source'])}"
+        text += f" on {_text(run['data'])}"
     teachers = [short_name(one["source"]) for one in known.provenance.get("teachers", ())]
     begun = known.provenance.get("student", {}).get("source")
     start = f", which began as `{short_name(begun)}`," if begun else ""
@@ -133,10 +143,19 @@ def _summary(known: Known, name: str) -> str:
     return redacted(f"`{name}`{start} was {text}{taught}, with tokenkit.")
 
 
+def _text(data: Mapping[str, Any]) -> str:
+    """The training text as a stranger may read it: of a mixture each name and its weight."""
+    if data.get("source") is not None:
+        return _source(data["source"])
+    return ", ".join(f"{_source(one)} × {one['weight']:g}" for one in data.get("mixture", ()))
+
+
 def _source(values: Mapping[str, Any]) -> str:
     """A source of text as a stranger may read it: the name alone."""
-    source = SourceConfig.model_validate(values)
-    local = source.path if source.path is not None else source.hub if source.hub and Path(source.hub).exists() else None
+    known = {key: value for key, value in values.items() if key in SourceConfig.model_fields}
+    source = SourceConfig.model_validate(known)
+    hub = source.hub if source.hub and Path(source.hub).exists() else None
+    local = source.path or source.saved or hub
     return describe(source) if local is None else Path(local).name
 
 
@@ -166,8 +185,9 @@ def _bases(made: Mapping[str, Any]) -> list[str]:
 
 
 def _hub_datasets(run: Mapping[str, Any]) -> list[str]:
-    hub = run.get("data", {}).get("source", {}).get("hub")
-    return [hub] if hub and not Path(hub).exists() and HUB_ID.fullmatch(hub) else []
+    data = run.get("data", {})
+    hubs = [one.get("hub") for one in [data.get("source") or {}, *data.get("mixture", ())]]
+    return [hub for hub in dict.fromkeys(hubs) if hub and not Path(hub).exists() and HUB_ID.fullmatch(hub)]
 
 
 def _ternary_layers(results: Mapping[str, Any]) -> int:
@@ -238,6 +258,8 @@ def _made(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     if ternary:
         share = f"{ternary['ternary_weights']:,} of {ternary['parameters']:,} weights are -1, 0 or 1"
         found.append(("ternary", f"{share}, in {_ternary_layers(results)} matrices"))
+    if "attention" in results:
+        found.append(("attention", results["attention"]))
     return found
 
 
@@ -255,9 +277,12 @@ def _objective(run: Mapping[str, Any], results: Mapping[str, Any]) -> list[tuple
 
 def _data(known: Known) -> list[tuple[str, str]]:
     run, data, counts = known.run, known.provenance.get("data", {}), known.provenance.get("counts", {})
-    found = [("text", _source(run["data"]["source"]))] if "data" in run else []
-    if data:
+    found = [("text", _text(run["data"]))] if "data" in run else []
+    if "rows" in data:
         found.append(("rows", f"{data['rows']:,} {data['kind']}, sha256 {data['sha256']}"))
+    if data.get("read"):
+        found.append(("rows read", ", ".join(f"{count:,} of {name}" for name, count in data["read"].items())))
+    if data:
         found.append(("held out", f"{data['held_out_documents']:,} documents, {data['held_out_bytes']:,} bytes"))
     if counts:
         padding = counts["positions"] - counts["tokens"]
@@ -332,10 +357,10 @@ def _limits(known: Known, target: Path) -> list[str]:
 
 
 def distilled(
-    run: DistillRun, objective: Objective, rows: Sequence[Row], held_out: Sequence[str], counts: Mapping[str, int]
+    run: DistillRun, objective: Objective, data: Mapping[str, Any], counts: Mapping[str, int]
 ) -> dict[str, Any]:
     """What is noted of a finished run of `tokenkit distill`; of a recorded teacher only its name."""
-    found: dict[str, Any] = {"student": _quietly(run.model), "data": data_facts(rows, held_out)}
+    found: dict[str, Any] = {"student": _quietly(run.model), "data": dict(data)}
     if run.record is not None:
         name = Record(run.record).manifest.teacher
         found["teachers"] = [{"source": name, "local": Path(name).exists()}]

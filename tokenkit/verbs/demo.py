@@ -114,8 +114,9 @@ def _results(run: DemoRun, entries: dict[str, dict[str, list[dict[str, Any]]]]) 
 
 
 def _amount(run: DemoRun) -> str:
-    limit = run.data.source.max_bytes
-    return "" if limit is None else f"{limit:,} bytes of"
+    limits = [source.max_bytes for source in run.data.sources]
+    known = [limit for limit in limits if limit is not None]
+    return f"{sum(known):,} bytes of" if len(known) == len(limits) else ""
 
 
 def _report(run: DemoRun, results: dict[str, Any]) -> Report:

@@ -38,7 +38,7 @@ def report_of(
     )
     return Report(
         title=f"{short_name(run.model.source if sides.transfer else sides.teacher_tokenizer.name)} → {group}",
-        subtitle=f"{label}, {results['steps']:,} steps on {describe(run.data.source)}",
+        subtitle=f"{label}, {results['steps']:,} steps on {run.data.describe()}",
         version=__version__,
         bars=bars,
         curves=(Curve(label=label, kind=kind, metrics="metrics.jsonl"),),

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, create_model, model_validator
 
-from tokenkit.config import Config, UserError
+from tokenkit.config import Config, UserError, build
 from tokenkit.data.batch import DataConfig
 from tokenkit.eval.harness import Evaluation
 from tokenkit.export.hub import HubConfig, check_push
@@ -18,8 +18,9 @@ from tokenkit.report.card_facts import CardConfig
 from tokenkit.tokenizers.spec import TokenizerSpec
 from tokenkit.train.on_policy import OnPolicyConfig
 from tokenkit.train.schema import TrainConfig
-from tokenkit.verbs.model import ExportType, ModelChoice
+from tokenkit.verbs.model import ExportType, ModelChoice, refuse_quantized
 from tokenkit.verbs.own_losses import named_plugins
+from tokenkit.verbs.stage_values import stage_values
 from tokenkit.verbs.transfer import TransferOptions
 
 
@@ -91,10 +92,27 @@ class DistillRun(Config):
     push_to_hub: bool = False
     """Upload the finished `model/` with its card. Nothing is sent anywhere otherwise."""
     hub: HubConfig | None = None
+    stages: list[dict[str, Any]] = []
+    """Instead of one training several, each on the model that the last one left: `name`, and keys of this file that are
+    others there. They go to `output/NAME`."""
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> "DistillRun":
+        if self.stages:
+            self.by_stage()
+        return self
+
+    def by_stage(self) -> dict[str, "DistillRun"]:
+        """The stages by name, each a whole run; the run itself, by no name, where it has none."""
+        if not self.stages:
+            return {"": self}
+        given = self.model_dump(mode="json", exclude_unset=True)
+        return {name: _built(name, values) for name, values in stage_values(given).items()}
 
     @model_validator(mode="after")
     def _fits(self) -> "DistillRun":
         check_push(self.push_to_hub, self.hub)
+        refuse_quantized(self.model)
         if self.teachers and (self.teacher is not None or self.record is not None):
             raise UserError("teachers: beside teacher or record; keep one of them")
         if self.hypernet is not None and not self.hypernet.residual:
@@ -123,3 +141,11 @@ class DistillRun(Config):
         schema = create_model(cls.__name__, __base__=cls, __doc__=cls.__doc__, losses=(losses_config(own), ...))
         schema.own_losses = plugins
         return schema
+
+
+def _built(name: str, values: dict[str, Any]) -> DistillRun:
+    """The run of a stage; what is wrong with it, with the stage's name."""
+    try:
+        return build(DistillRun, values)
+    except UserError as error:
+        raise UserError(f"stages.{name}.{error}") from None

@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenkit.config import Config, UserError, dump_yaml, resolved
 from tokenkit.data.quality import QualityConfig, QualityFilter
-from tokenkit.data.source import SourceConfig, describe, read_documents, read_rows, source_files
+from tokenkit.data.source import SourceConfig, describe, is_dataset, read_documents, read_rows, source_files
 from tokenkit.export.huggingface import drafted
 from tokenkit.train.folder import RUN_FILE, write_json, write_text
 from tokenkit.version import __version__
@@ -53,7 +53,7 @@ def filter_source(run: FilterRun) -> dict[str, Any]:
 def _rows(source: SourceConfig) -> list[dict[str, Any]]:
     """The rows of JSON lines or of a dataset as they are, other documents as rows of their own."""
     lines = source.path is not None and all(".jsonl" in path.suffixes for path in source_files(source))
-    if not (lines or source.hub is not None) or source.max_bytes is not None:
+    if not (lines or is_dataset(source)) or source.max_bytes is not None:
         return [{source.field: text} for text in read_documents(source)]
     found = []
     for place, row in read_rows(source, source.field):

@@ -13,6 +13,7 @@ from tokenkit.models.expand import load_expansion
 from tokenkit.models.factorised import Factorised
 from tokenkit.models.factorised_view import FACTORISED, TOKENIZER, attach_saved
 from tokenkit.models.load import BASE, EXPANSION, load_model
+from tokenkit.models.quantize import quantize_linears
 from tokenkit.models.ternary_saved import QUANTIZATION, reattach_ternary
 from tokenkit.models.view import check_linear_head
 from tokenkit.tokenizers.base import Tokenizer
@@ -36,6 +37,8 @@ class ModelChoice(Config):
     """Run the model's own Python code. Only for a source that you trust."""
     adapter: Path | None = None
     """A folder of PEFT's LoRA adapters, which are merged into the model as it is loaded."""
+    quantize: Literal["int8", "int4"] | None = None
+    """Of a teacher: its linear layers in 8 or 4 bits, as it is loaded."""
     delta: Path | None = None
     """A folder of `tokenkit transfer delta=true`: the rows and the tokenizer that the model gets as it is loaded."""
 
@@ -47,11 +50,16 @@ class ModelChoice(Config):
         return str(folder / "model") if run else source
 
 
-def load_pair(choice: ModelChoice, device: str, *, codes: bool = False) -> tuple[PreTrainedModel, Tokenizer]:
+def load_pair(
+    choice: ModelChoice, device: str, *, codes: bool = False, teacher: bool = False
+) -> tuple[PreTrainedModel, Tokenizer]:
     """The model, in float32, and its tokenizer; UserError for a model that cannot be scored here.
 
     `codes`: the caller only reads, so it can do with tables for the codes of an open tokenizer, and packed matrices.
+    `teacher`: it is read as a teacher, which may have its linear layers in fewer bits.
     """
+    if choice.quantize is not None and not (teacher or codes):
+        refuse_quantized(choice)
     folder = Path(choice.source)
     expansion, factorised = folder / EXPANSION, folder / FACTORISED
     if factorised.is_file() and not codes:
@@ -80,7 +88,18 @@ def load_pair(choice: ModelChoice, device: str, *, codes: bool = False) -> tuple
         load_expansion(model, expansion)
     if factorised.is_file():
         attach_saved(model, Factorised.load(factorised))
+    if choice.quantize is not None:
+        quantize_linears(model, choice.quantize)
     return model, tokenizer
+
+
+def refuse_quantized(choice: ModelChoice | None, key: str = "model") -> None:
+    """UserError where a model that is changed or trained is to be loaded in fewer bits."""
+    if choice is not None and choice.quantize is not None:
+        raise UserError(
+            f"{key}.quantize: {choice.quantize}, but this model is not only read; leave it out, and write "
+            f"teacher.quantize={choice.quantize} for a teacher"
+        )
 
 
 def stored_format(choice: ModelChoice) -> str:

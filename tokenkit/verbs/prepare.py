@@ -11,27 +11,27 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenkit.config import UserError
-from tokenkit.data.batch import read_training_rows
+from tokenkit.data.corpus import read_texts, read_training_rows
 from tokenkit.data.example import Row, Window
 from tokenkit.data.records import TOKENIZER, Record
-from tokenkit.data.source import read_documents
+from tokenkit.models.attention import check_attention, set_attention, whole_precision
 from tokenkit.models.expand import attach_expansion, old_inputs
 from tokenkit.models.generate import generate
 from tokenkit.models.load import head_matrix, input_matrix, output_head
-from tokenkit.models.lora import attach_lora
-from tokenkit.models.mixture import MixtureView
+from tokenkit.models.mixture import MixtureView, views_of
 from tokenkit.models.student import build_student
 from tokenkit.models.ternary import attach_ternary
 from tokenkit.models.view import ModelView
 from tokenkit.tokenizers.base import Tokenizer, require_lossless
 from tokenkit.tokenizers.bytelevel import ByteTokenizer
 from tokenkit.tokenizers.load import load_tokenizer
-from tokenkit.train.schema import TrainConfig
+from tokenkit.train.parallel import ranks
 from tokenkit.transfer.apply import TransferReport
 from tokenkit.verbs.device import pick_device
 from tokenkit.verbs.distill_run import DistillRun
 from tokenkit.verbs.model import load_pair
 from tokenkit.verbs.sides import Sides
+from tokenkit.verbs.trained_part import choose_trained, freeze, trained_of
 from tokenkit.verbs.transfer import transferred
 
 CALIBRATION_ROWS = 16  # of the training text, on which pruning and norms of ternary layers are measured
@@ -43,6 +43,8 @@ def prepare(run: DistillRun, rows: Sequence[Row] | None = None) -> Sides:
     `rows` are those of the training text, read here where they are needed and not given.
     """
     device = pick_device(run.train.device, "train.device")
+    check_attention(run.train.attention, device, run.train.precision)
+    device = device if ranks().mesh is None else "cpu"  # what is spread over GPUs need not fit on one
     torch.manual_seed(run.train.seed)  # adapters begin at random
     target = load_tokenizer(run.target_tokenizer) if run.target_tokenizer else None
     model, source = load_pair(run.model, device)
@@ -59,7 +61,10 @@ def prepare(run: DistillRun, rows: Sequence[Row] | None = None) -> Sides:
         samples = continuations(run, *((other[0].model, other[1]) if other else (model, source)), source)
     if run.expand_inputs and (not isinstance(target, ByteTokenizer) or shared_body):
         raise UserError("expand_inputs: only with target_tokenizer=byte, and train.mode=full or a teacher of its own")
-    model, report, made = _student(run, model, source, target, rows)
+    model, report, made = _student(run, model, source, target, rows, shared_body)
+    trained = trained_of(run, model, source, target, report)
+    for one in (model, *(view.model for view in views_of(other[0] if other else None))):
+        set_attention(one, run.train.attention)
     if run.record is not None:
         teacher, teacher_tokenizer = Record(run.record), load_tokenizer(str(run.record / TOKENIZER))
     elif other is None:
@@ -69,11 +74,16 @@ def prepare(run: DistillRun, rows: Sequence[Row] | None = None) -> Sides:
         teacher.model.requires_grad_(False)
     if run.train.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    return Sides(ModelView(model), target or source, teacher, teacher_tokenizer, report, samples, made)
+    return Sides(ModelView(model), target or source, teacher, teacher_tokenizer, report, samples, made, trained)
 
 
 def _student(
-    run: DistillRun, model: PreTrainedModel, source: Tokenizer, target: Tokenizer | None, rows: Sequence[Row] | None
+    run: DistillRun,
+    model: PreTrainedModel,
+    source: Tokenizer,
+    target: Tokenizer | None,
+    rows: Sequence[Row] | None,
+    shared_body: bool,
 ) -> tuple[PreTrainedModel, TransferReport | None, dict[str, Any]]:
     """The model that is trained, with another shape, tokenizer or kind of weights, and what was done for that."""
     made: dict[str, Any] = {}
@@ -82,22 +92,22 @@ def _student(
         built = build_student(model, run.student, seed=run.train.seed, calibration=calibration)
         model, made["student"] = built.model, built.report
     old = old_inputs(model, source.token_bytes) if run.expand_inputs else None
-    texts = partial(read_documents, run.data.source)
+    texts = partial(read_texts, run.data)
     report = transferred(run.transfer, model, source, target, texts) if target else None
     if old is not None:
         attach_expansion(model, *old)
     if run.ternary is not None:
         calibration = _calibration(run, rows, target or source) if run.ternary.calibrate else []
         made["ternary"] = asdict(attach_ternary(model, run.ternary, calibration=calibration))
-    _choose_trained(model, run.train)
-    _freeze(model, made.get("student", {}).get("frozen", []))
+    choose_trained(model, run.train, shared_body=shared_body)
+    freeze(model, made.get("student", {}).get("frozen", []))
     return model, report, made
 
 
 def _teacher(run: DistillRun, device: str) -> tuple[ModelView, Tokenizer] | None:
     """The teacher that a run names, or several of them as one; None without any."""
     choices = [run.teacher] if run.teacher else run.teachers
-    loaded = [load_pair(choice, device) for choice in choices]
+    loaded = [load_pair(choice, device, teacher=True) for choice in choices]
     for choice, (model, tokenizer) in zip(choices, loaded):
         model.requires_grad_(False)
         if tokenizer.fingerprint != loaded[0][1].fingerprint:
@@ -123,14 +133,6 @@ def _calibration(run: DistillRun, rows: Sequence[Row] | None, tokenizer: Tokeniz
     return [torch.tensor([[start, *encoding.ids.tolist()]]) for encoding in tokenizer.encode_batch(texts)]
 
 
-def _freeze(model: PreTrainedModel, names: Sequence[str]) -> None:
-    """Takes these tensors, under whichever name they have, out of what is trained."""
-    frozen = set(names)
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if name in frozen:
-            parameter.requires_grad_(False)
-
-
 def _tables(model: PreTrainedModel) -> dict[str, Tensor]:
     """Copies of the embedding, the head and its bias as they are now; one copy where they are one matrix."""
     table, head, bias = input_matrix(model), head_matrix(model), output_head(model).bias
@@ -139,20 +141,11 @@ def _tables(model: PreTrainedModel) -> dict[str, Tensor]:
     return tables if bias is None else {**tables, "bias": bias.detach().clone()}
 
 
-def _choose_trained(model: PreTrainedModel, train_config: TrainConfig) -> None:
-    """Embedding and head are always trained; of the body all, adapters, or nothing."""
-    model.requires_grad_(train_config.mode == "full")
-    if train_config.mode == "lora":
-        attach_lora(model, **train_config.lora.model_dump())
-    for table in (input_matrix(model), head_matrix(model), output_head(model).bias):
-        if table is not None:
-            table.requires_grad_(True)
-
-
 def continuations(run: DistillRun, model: PreTrainedModel, tokenizer: Tokenizer, unit: Tokenizer) -> list[str]:
     """Greedy continuations of the prompts, as long as `max_new_tokens` tokens of the `unit` tokenizer."""
     prompts = run.report.prompts
     if not prompts:
         return []
     ratio = len(tokenizer.encode(" ".join(prompts))) / max(1, len(unit.encode(" ".join(prompts))))
-    return generate(model, tokenizer, prompts, max_new_tokens=max(1, round(run.report.max_new_tokens * ratio)))
+    with whole_precision(model):
+        return generate(model, tokenizer, prompts, max_new_tokens=max(1, round(run.report.max_new_tokens * ratio)))

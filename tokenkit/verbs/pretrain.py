@@ -1,5 +1,6 @@
 """`tokenkit pretrain`: a small language model and its tokenizer from nothing, for demonstrations and tests."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,14 +9,18 @@ from pydantic import Field, model_validator
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tokenkit.config import Config, UserError, resolved
-from tokenkit.data.batch import Batches, DataConfig
-from tokenkit.data.example import Window, cut
+from tokenkit.data.ahead import made_ahead
+from tokenkit.data.batch import Batches
+from tokenkit.data.corpus import DataConfig, read_texts, read_training_rows
+from tokenkit.data.example import Row
 from tokenkit.data.source import read_documents
 from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
 from tokenkit.export.expanded import export_model
+from tokenkit.models.attention import attention_of, check_attention, set_attention, whole_precision
 from tokenkit.models.factorised_view import attach_factorised
 from tokenkit.models.latents import resize_and_init
 from tokenkit.models.load import input_matrix
+from tokenkit.models.packed import check_packing
 from tokenkit.models.speller import Speller
 from tokenkit.models.view import ModelView
 from tokenkit.objective import LossesConfig, Objective
@@ -29,6 +34,7 @@ from tokenkit.train.counted import Counted
 from tokenkit.train.folder import RunFolder, write_json
 from tokenkit.train.loop import train
 from tokenkit.train.schema import TrainConfig
+from tokenkit.train.sinks import Sinks
 from tokenkit.train.tasks.distill import TextTask
 from tokenkit.train.tasks.joint import JointBatches, JointTask
 from tokenkit.verbs.card import begin_card, finish_card
@@ -100,9 +106,9 @@ class PretrainRun(Config):
 
 def pretrain(run: PretrainRun, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Trains, measures and exports; the results that are also in `output/results.json`."""
-    documents = read_documents(run.data.source)
+    documents = read_texts(run.data)
     held_out = read_documents(run.eval.source)
-    folder = RunFolder(run.output)
+    folder = RunFolder(run.output, Sinks() if run.train is None else Sinks(run.train.sinks, run.train.project))
     folder.claim(resolved(run), resume=resume)
     begin_card(run.output, "pretrain")
     tokenizer = _tokenizer(run, documents)
@@ -112,18 +118,23 @@ def pretrain(run: PretrainRun, *, resume: bool = False, quiet: bool = False) -> 
         return results
     model = _model(run.model, run.train, tokenizer)
     view = _embedded(run, model, tokenizer)
-    rows = cut(documents, run.data.window_bytes, run.data.learn_after)
+    rows = read_training_rows(run.data)
     task, batches = _task(run, view, tokenizer, rows)
-    counted = Counted(batches)
+    if run.data.packing:
+        check_packing(view, tokenizer.start_id())
     spelled = task.speller.exact(input_matrix(model)) if isinstance(task, JointTask) else None
     measure = _measure(run, task.student, tokenizer, held_out)
-    progress = train(task, counted, run.train, folder, measure, label="pretrain", quiet=quiet)
+    with made_ahead(batches, run.data.workers) as ahead:
+        counted = Counted(ahead)
+        progress = train(task, counted, run.train, folder, measure, label="pretrain", quiet=quiet)
+    folder.sinks.close()
     results = {
         **measure(),
         "steps": progress.step,
         "tokens": progress.num_tokens,
         "bytes": progress.num_bytes,
         "parameters": sum(p.numel() for p in model.parameters()),
+        "attention": f"{attention_of(model)} (student)",
         "training_bytes_available": sum(len(d.encode()) for d in documents),
         "held_out_bytes": sum(len(d.encode()) for d in held_out),
     }
@@ -135,7 +146,8 @@ def pretrain(run: PretrainRun, *, resume: bool = False, quiet: bool = False) -> 
         task.speller.save(run.output / "speller.safetensors")
         results |= {"spelled_before": spelled, "spelled": task.speller.exact(input_matrix(model))}
     write_json(run.output / "results.json", results)
-    finish_card(run.output, run.card, lambda: {"data": data_facts(rows, held_out), "counts": counted.counts})
+    facts = data_facts(rows, held_out, batches.rows_read(progress.step))
+    finish_card(run.output, run.card, lambda: {"data": facts, "counts": counted.counts})
     return results
 
 
@@ -180,8 +192,11 @@ def _model(fields: dict[str, Any], config_train: TrainConfig, tokenizer: Tokeniz
     except ValueError as error:
         raise UserError(f"model: {str(error).splitlines()[0]}") from None
     torch.manual_seed(config_train.seed)
+    device = pick_device(config_train.device, "train.device")
+    check_attention(config_train.attention, device, config_train.precision)
     model = AutoModelForCausalLM.from_config(config)
-    return model.float().to(pick_device(config_train.device, "train.device"))
+    set_attention(model, config_train.attention)
+    return model.float().to(device)
 
 
 def _fixed(tokenizer: Tokenizer) -> Tokenizer:
@@ -202,30 +217,28 @@ def _embedded(run: PretrainRun, model: PreTrainedModel, tokenizer: Tokenizer) ->
     return ModelView(model)
 
 
-def _task(run: PretrainRun, view: ModelView, tokenizer: Tokenizer, windows: list[Window]) -> tuple[TextTask, Batches]:
+def _task(run: PretrainRun, view: ModelView, tokenizer: Tokenizer, rows: Sequence[Row]) -> tuple[TextTask, Batches]:
     assert run.train is not None
     joint, sizes = run.reconstruction, {"batch_size": run.train.batch_size, "seed": run.train.seed}
+    packing = run.data.pack_bytes
     precision, losses = run.train.precision, {"clm": {}}
     if joint is None or joint.weight == 0 or not isinstance(tokenizer, LearnedTokenizer):
         objective = Objective.of(LossesConfig.model_validate(losses))
         task = TextTask(objective, view, _fixed(tokenizer), precision=precision)
-        return task, Batches(windows, tokenizer, None, **sizes)
+        return task, Batches(rows, tokenizer, None, **sizes, pack_bytes=packing)
     speller = Speller(tokenizer.network(), tokenizer.codec, input_matrix(view.model))
     objective = Objective.of(LossesConfig.model_validate({**losses, "reconstruction": {"weight": joint.weight}}))
     task = JointTask(objective, view, _fixed(tokenizer), precision=precision, speller=speller)
-    return task, JointBatches(windows, tokenizer, None, **sizes, speller=speller, num_tokens=joint.num_tokens)
+    options = {"speller": speller, "num_tokens": joint.num_tokens, "pack_bytes": packing}
+    return task, JointBatches(rows, tokenizer, None, **sizes, **options)
 
 
 def _measure(run: PretrainRun, view: ModelView, tokenizer: Tokenizer, held_out: list[str]) -> Any:
+    options = run.eval.model_dump(include={"context_tokens", "stride_tokens", "batch_tokens"})
+
     def measure() -> dict[str, float]:
-        found = bits_per_byte(
-            view,
-            tokenizer,
-            held_out,
-            context_tokens=run.eval.context_tokens,
-            stride_tokens=run.eval.stride_tokens,
-            batch_tokens=run.eval.batch_tokens,
-        )
+        with whole_precision(view.model):
+            found = bits_per_byte(view, tokenizer, held_out, **options)
         return {"bits_per_byte": found.value, "bytes_per_token": found.bytes_per_token}
 
     return measure

@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from tokenkit.config import Config, UserError, digest, resolved
-from tokenkit.data.batch import DataConfig, collate, read_training_rows, reading_of
+from tokenkit.data.batch import collate, reading_of
+from tokenkit.data.corpus import DataConfig, read_training_rows
 from tokenkit.data.example import Example, Reading, Row, make_examples
 from tokenkit.data.records import (
     HIDDEN,
@@ -33,9 +34,9 @@ from tokenkit.data.records import (
     rows_identity,
     sha256_of,
 )
-from tokenkit.data.source import describe, read_documents
+from tokenkit.data.source import read_documents
 from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
-from tokenkit.models.lora import SETTINGS, WEIGHTS
+from tokenkit.models.adapter import SETTINGS, WEIGHTS
 from tokenkit.models.view import ModelView
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.tokenizers.load import load_tokenizer
@@ -72,7 +73,7 @@ class RecordRun(Config):
 
 def record(run: RecordRun, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Writes the output folder; what the command prints."""
-    model, tokenizer = load_pair(run.teacher, pick_device(run.device))
+    model, tokenizer = load_pair(run.teacher, pick_device(run.device), teacher=True)
     rows = read_training_rows(run.data)
     held_out = read_documents(run.eval.source) if run.eval else []
     identity = data_identity(run.data, rows, tokenizer) | teacher_identity(run.teacher)
@@ -109,7 +110,7 @@ def _blank(run: RecordRun, view: ModelView, identity: Identity, rows: int) -> Ma
     return Manifest(
         holds=(*HOLDS, *(TOP if run.top_k is not None else ()), *((HIDDEN,) if run.hidden else ())),
         teacher=run.teacher.source,
-        text=describe(run.data.source),
+        text=run.data.describe(),
         identity=identity,
         rows=rows,
         top_k=run.top_k,
@@ -126,7 +127,7 @@ def data_identity(data: DataConfig, rows: Sequence[Row], teacher: Tokenizer) -> 
 
 
 def teacher_identity(choice: ModelChoice) -> Identity:
-    """sha256 of the configuration and weight files of a model, and of its adapter; unread otherwise."""
+    """sha256 of the configuration and weight files of a model, of its adapter, and of what it is rounded to."""
     folder = Path(choice.source)
     if not folder.is_dir():
         folder = _downloaded(choice)
@@ -137,6 +138,7 @@ def teacher_identity(choice: ModelChoice) -> Identity:
             raise UserError(f"{path}: no such file; write the folder of a Hugging Face model as teacher.source")
         with path.open("rb") as file:
             parts += [path.name.encode(), hashlib.file_digest(file, "sha256").digest()]
+    parts += [] if choice.quantize is None else [choice.quantize.encode()]
     return {"teacher weights": sha256_of(parts)}
 
 

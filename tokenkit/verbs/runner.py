@@ -199,9 +199,9 @@ def in_turn(work: Callable[[Any], Any], items: Sequence[Any], jobs: int) -> list
 def verb_function(verb: Verb) -> Callable[..., dict[str, Any]]:
     """The function that does a verb's run."""
     if verb == "distill":
-        from tokenkit.verbs.distill import distill
+        from tokenkit.verbs.stages import distill_stages
 
-        return distill
+        return distill_stages
     from tokenkit.verbs.pretrain import pretrain
 
     return pretrain

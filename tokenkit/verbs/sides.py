@@ -9,6 +9,8 @@ from tokenkit.data.batch import DataConfig
 from tokenkit.data.example import Row
 from tokenkit.data.pair import Pair
 from tokenkit.data.records import Record, Wanted
+from tokenkit.models.attention import attention_of
+from tokenkit.models.mixture import views_of
 from tokenkit.models.view import ModelView, state_shape
 from tokenkit.objective import LossesSection, Objective
 from tokenkit.quantities import SIDES
@@ -16,6 +18,7 @@ from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.tokenizers.spec import TokenizerSpec
 from tokenkit.train.tasks.distill import TOP, common_rows
+from tokenkit.train.trained import Trained
 from tokenkit.transfer.apply import TransferReport
 from tokenkit.verbs.model import ModelChoice
 from tokenkit.verbs.record import data_identity, teacher_identity
@@ -33,6 +36,8 @@ class Sides:
     teacher_samples: list[str]
     made: dict[str, Any] = field(default_factory=dict)
     """What was done to make the student: by section of the run file, as plain values."""
+    trained: Trained | None = None
+    """Which gradients of the student count; None: all."""
 
 
 def objective_of(losses: LossesSection, sides: Sides) -> Objective:
@@ -41,8 +46,9 @@ def objective_of(losses: LossesSection, sides: Sides) -> Objective:
     objective.check_text()
     own, other = sides.student_tokenizer, sides.teacher_tokenizer
     objective.check_vocabularies(own.vocab_size, other.vocab_size, own.fingerprint == other.fingerprint)
+    views = [sides.student, *views_of(sides.teacher if isinstance(sides.teacher, ModelView) else None)]
+    sides.made["attention"] = read_attention_maps(objective, *views)
     if isinstance(sides.teacher, ModelView):
-        read_attention_maps(objective, sides.student, sides.teacher)
         common_rows(objective, sides.student, own, sides.teacher)
         _check_states(objective, sides.student, sides.teacher)
     _check_width(objective, sides)
@@ -76,11 +82,17 @@ def _check_states(objective: Objective, student: ModelView, teacher: ModelView) 
                 )
 
 
-def read_attention_maps(objective: Objective, *models: ModelView) -> None:
-    """Lets models compute attention in the way that returns its maps, where a loss asks for them."""
-    if any(f"{side}_attentions" in objective.names for side in SIDES):
-        for view in models:
-            view.model.set_attn_implementation("eager")
+def read_attention_maps(objective: Objective, *views: ModelView) -> str:
+    """Lets models compute attention in the way that returns its maps, where a loss asks for them.
+
+    How the attention of the student and of its teachers is computed, in one line; why, where it is not as chosen.
+    """
+    mapped = any(f"{side}_attentions" in objective.names for side in SIDES)
+    for view in views if mapped else ():
+        view.model.set_attn_implementation("eager")
+    names = ["student", *["teacher"] * (len(views) - 1)]
+    line = ", ".join(f"{attention_of(view.model)} ({name})" for view, name in zip(views, names))
+    return f"{line}; a loss reads attention maps, which eager alone returns" if mapped else line
 
 
 def _check_width(objective: Objective, sides: Sides) -> None:

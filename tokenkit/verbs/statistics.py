@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import mkdtemp
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from tokenkit.data.example import Row, make_examples
 from tokenkit.data.records import Record
 from tokenkit.models.paired import Paired
 from tokenkit.models.statistics import teacher_statistics, weights_fingerprint
+from tokenkit.train.parallel import ranks
 from tokenkit.train.tasks.distill import TextTask
 from tokenkit.verbs.distill_run import DistillRun
 from tokenkit.verbs.record import data_identity
@@ -30,6 +32,8 @@ def measure_teacher(run: DistillRun, task: TextTask, sides: Sides, rows: Sequenc
     else:
         identity["teacher weights"] = weights_fingerprint(sides.teacher.model)
     folder = run.teacher_statistics.folder or run.output / "statistics"
+    if ranks().mesh is not None:  # several processes measure together, and each would look for what another writes
+        folder = Path(mkdtemp())
     return sum(_measure(paired, folder, identity, run, task, sides, some) for paired in asking)
 
 

@@ -98,13 +98,15 @@ def synthesize(run: SynthesizeRun, *, resume: bool = False, quiet: bool = False)
 def _engine(run: SynthesizeRun) -> tuple[Engine, Tokenizer]:
     choice, chat = run.teacher, run.mode in ("instruct", "qa") and run.pairs.chat
     if run.engine == "vllm":
+        if choice.quantize is not None:
+            raise UserError(f"teacher.quantize: {choice.quantize}, but vllm loads the folder itself; leave it out")
         tokenizer = load_tokenizer(choice.tokenizer or TokenizerSpec(name=choice.source), revision=choice.revision)
         config = AutoConfig.from_pretrained(choice.source, revision=choice.revision)
         rows = config.get_text_config().vocab_size
         ends = end_of_turn_ids(tokenizer) if chat else []
         drawing = drawing_of(run.sampling, tokenizer, rows, ends)
         return VllmEngine(choice.source, choice.revision, drawing, seed=run.seed), tokenizer
-    model, tokenizer = load_pair(choice, pick_device(run.device))
+    model, tokenizer = load_pair(choice, pick_device(run.device), teacher=True)
     ends = end_of_turn_ids(tokenizer) if chat else []
     drawing = drawing_of(run.sampling, tokenizer, len(head_matrix(model)), ends)
     return BuiltinEngine(model, drawing, seed=run.seed, batch_size=run.batch_size), tokenizer

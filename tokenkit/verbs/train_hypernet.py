@@ -1,19 +1,22 @@
 """`tokenkit train-hypernet`: a network that makes the rows of any tokenizer for one model; the model stays as it is."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
 
 from tokenkit.config import Config, UserError, resolved
-from tokenkit.data.batch import DataConfig
-from tokenkit.data.example import Window, cut
+from tokenkit.data.ahead import made_ahead
+from tokenkit.data.corpus import DataConfig, read_texts, read_training_rows
+from tokenkit.data.example import Row
 from tokenkit.data.source import read_documents
 from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
 from tokenkit.models.hypernet import FILE, NUM_BYTES, Hypernet, hypernet_for, matrices_of
 from tokenkit.models.hypernet_layers import HypernetConfig
 from tokenkit.models.load import logit_settings
+from tokenkit.models.packed import check_packing
 from tokenkit.models.view import ModelView
 from tokenkit.objective import LossesConfig, Objective
 from tokenkit.tokenizers.base import Tokenizer, require_lossless
@@ -24,6 +27,7 @@ from tokenkit.train.counted import Counted
 from tokenkit.train.folder import RunFolder, write_json
 from tokenkit.train.loop import train
 from tokenkit.train.schema import LoopConfig
+from tokenkit.train.sinks import Sinks
 from tokenkit.train.tasks.hypernet import HypernetObjective, HypernetTask, SampledBatches
 from tokenkit.transfer.evidence import Evidence
 from tokenkit.transfer.hypernet import predicted
@@ -86,7 +90,7 @@ def train_hypernet(run: TrainHypernetRun, *, resume: bool = False, quiet: bool =
     require_lossless(source, "the tokenizer of a hypernetwork's model")
     if run.negatives is not None and "softcap" in logit_settings(model):
         raise UserError("negatives: a model that caps its logits needs the whole vocabulary; write negatives=null")
-    documents, held_out = read_documents(run.data.source), read_documents(run.eval.source)
+    documents, held_out = read_texts(run.data), read_documents(run.eval.source)
     view = ModelView(model)
     network = _network(run, view, source)
     objective = Objective.of(run.losses)
@@ -100,14 +104,16 @@ def train_hypernet(run: TrainHypernetRun, *, resume: bool = False, quiet: bool =
         copies=run.copies,
         precision=run.train.precision,
     )
-    windows = cut(documents, run.data.window_bytes, run.data.learn_after)
-    batches = Counted(_batches(run, task, source, documents, windows))
+    batches = _batches(run, task, source, documents, read_training_rows(run.data))
+    if run.data.packing:
+        check_packing(view, source.start_id())
     measured = HeldOut(run.eval, view, source, held_out)
-    folder = RunFolder(run.output)
+    folder = RunFolder(run.output, Sinks(run.train.sinks, run.train.project))
     folder.claim(resolved(run), resume=resume)
-    progress = train(
-        task, batches, run.train, folder, lambda: measured.by_network(network), label="hypernet", quiet=quiet
-    )
+    measure = partial(measured.by_network, network)
+    with made_ahead(batches, run.data.workers) as ahead:
+        progress = train(task, Counted(ahead), run.train, folder, measure, label="hypernet", quiet=quiet)
+    folder.sinks.close()
     facts = {"model": run.model.source, "source_tokenizer": source.fingerprint, "steps": progress.step}
     if not (run.output / FILE).exists():
         network.save(run.output / FILE, facts)
@@ -132,10 +138,10 @@ def _network(run: TrainHypernetRun, view: ModelView, source: Tokenizer) -> Hyper
 
 
 def _batches(
-    run: TrainHypernetRun, task: HypernetTask, source: Tokenizer, documents: list[str], windows: list[Window]
+    run: TrainHypernetRun, task: HypernetTask, source: Tokenizer, documents: list[str], rows: Sequence[Row]
 ) -> SampledBatches:
     return SampledBatches(
-        windows,
+        rows,
         source,
         source if task.objective.needs("teacher") else None,
         batch_size=run.train.batch_size,
@@ -146,6 +152,7 @@ def _batches(
         longest=run.hypernet.max_seq_length,
         negatives=run.negatives,
         every=run.steps_per_tokenizer,
+        pack_bytes=run.data.pack_bytes,
     )
 
 

@@ -25,7 +25,7 @@ from tokenkit.transfer.rows import Rows
 from tokenkit.transfer.shards import Checkpoint, local_folder, open_checkpoint
 from tokenkit.transfer.stream import Body, stream_transfer
 from tokenkit.verbs.device import pick_device
-from tokenkit.verbs.model import DTYPES, ExportType, ModelChoice, load_pair, stored_format
+from tokenkit.verbs.model import DTYPES, ExportType, ModelChoice, load_pair, refuse_quantized, stored_format
 from tokenkit.verbs.transfer_streamed import (
     Writing,
     kept_template,
@@ -162,6 +162,7 @@ class TransferRun(Config):
 def transfer(run: TransferRun) -> dict[str, Any]:
     """Writes the transferred model, or its delta, to `output`; what was copied, averaged and guessed."""
     refuse_existing(run.output)
+    refuse_quantized(run.model)
     with stoppable():
         if run.reverse or (run.target_tokenizer is None and run.model.delta is not None):
             return _known_rows(run)

@@ -46,12 +46,20 @@ class Task(Stateful, Protocol):
         """The parameters that are learnt, by name."""
         ...
 
+    def modules(self) -> list[nn.Module]:
+        """What these parameters are part of, which tells what each of them is."""
+        ...
+
     def last_layer(self) -> list[nn.Parameter]:
         """What balances that look at the last layer alone look at."""
         ...
 
     def train_mode(self, on: bool) -> None:
         """Training, or evaluation."""
+        ...
+
+    def gradients_ready(self, step: int) -> None:
+        """The gradients of a step, counted from 0, are added up: those that shall not reach the optimizer go."""
         ...
 
     def stepped(self, step: int, steps: int) -> None:
@@ -73,8 +81,11 @@ class Task(Stateful, Protocol):
 class StepBatches(Stateful, Protocol):
     """Step → microbatches."""
 
-    def at(self, step: int, num_microbatches: int = 1) -> list[Batch]:
-        """The microbatches of a step counted from 0, together always the same rows."""
+    def at(self, step: int, num_microbatches: int = 1, rank: int = 0, ranks: int = 1) -> list[Batch]:
+        """The microbatches of a step counted from 0, together always the same rows.
+
+        Of several processes each gets its share: microbatch i of `rank` is part i * ranks + rank of the step.
+        """
         ...
 
     def place(self, step: int) -> str:

@@ -3,7 +3,6 @@
 import copy
 import logging
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +13,7 @@ from tokenkit.data.chunk_batches import ChunkBatches
 from tokenkit.eval.reconstruction import failing
 from tokenkit.objective import Objective
 from tokenkit.tokenizers.autoencoder.network import AutoEncoder
+from tokenkit.train.scaler import Precision, autocast
 
 log = logging.getLogger(__name__)
 USED_LEVELS = 0.5  # of every digit, over a batch, before the first step
@@ -36,7 +36,7 @@ class AutoencodeTask:
         objective: Objective,
         batches: ChunkBatches,
         *,
-        precision: Literal["float32", "bfloat16"] = "float32",
+        precision: Precision = "float32",
         ema_decay: float = 0.999,
     ):
         """`ema_decay` is the share of the average that a step leaves; early steps leave less."""
@@ -74,6 +74,10 @@ class AutoencodeTask:
         """The parameters of the network, by name; the table that both halves share once."""
         return dict(self.network.named_parameters())
 
+    def modules(self) -> list[nn.Module]:
+        """The network."""
+        return [self.network]
+
     def last_layer(self) -> list[nn.Parameter]:
         """The last matrix of the decoder, with its bias."""
         matrices = (nn.Linear, nn.Conv1d, nn.ConvTranspose1d)
@@ -92,7 +96,7 @@ class AutoencodeTask:
         self, batch: Batch, teacher: Mapping[str, Tensor], means: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Logits of the reconstruction, and latents."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with autocast(self.device, self.precision):
             logits, latents, _ = self.network(batch.tensors["symbols"], batch.tensors["kept"])
         self._latents.append(latents.detach())
         return {
@@ -101,6 +105,9 @@ class AutoencodeTask:
             "student_cells": self._cells(latents).flatten(1),
             "student_level_shares": self._extended(),
         }
+
+    def gradients_ready(self, step: int) -> None:
+        """Nothing: all of the network is trained at every step."""
 
     @torch.no_grad()
     def stepped(self, step: int, steps: int) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tokenkit.align.boundary import boundary_tokens
 from tokenkit.config import UserError
-from tokenkit.data.batch import Batch
+from tokenkit.data.batch import NO_LABEL, Batch
+from tokenkit.data.packing import POSITIONS, SLOT, pack, unpack, unpack_maps
 from tokenkit.losses import LOSSES
 from tokenkit.losses.chunked import divergence_scores
 from tokenkit.models.hypernet import Hypernet, made_tables, put_rows
@@ -23,6 +24,8 @@ from tokenkit.objective import Objective
 from tokenkit.quantities import SIDES
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.train.balance import last_layer
+from tokenkit.train.scaler import Precision, autocast
+from tokenkit.train.trained import Trained
 
 DUAL = {"dual_student_logits", "dual_teacher_logits"}
 TOP = "teacher_top_ids"
@@ -39,19 +42,23 @@ class TextTask:
         teacher: ModelView | None = None,
         teacher_tokenizer: Tokenizer | None = None,
         *,
-        precision: Literal["float32", "bfloat16"] = "float32",
+        precision: Precision = "float32",
         pair: Mapping[str, Tensor] = MappingProxyType({}),
         teacher_width: int | None = None,
         seed: int = 0,
         ternary: TernaryConfig | None = None,
         hypernet: Hypernet | None = None,
+        trained: Trained | None = None,
     ):
-        """With a `hypernet` the student's tables are what that makes of its matrices, a row of each."""
+        """With a `hypernet` the student's tables are what that makes of its matrices, a row of each.
+
+        `trained` says which gradients count; None: all.
+        """
         self._rows = common_rows(objective, student, student_tokenizer, teacher)
         if teacher is not None and self._rows is not None:
             teacher = teacher.limited(self._rows)
         self.objective, self.student, self.teacher = objective, student, teacher
-        self.ternary, self.step, self.hypernet = ternary, 0, hypernet
+        self.ternary, self.step, self.hypernet, self.trained = ternary, 0, hypernet, trained
         self.device = student.model.device
         self.precision = precision
         self.pair = {name: tensor.to(self.device) for name, tensor in pair.items()}
@@ -67,6 +74,10 @@ class TextTask:
         maker = {} if self.hypernet is None else dict(self.hypernet.named_parameters())
         learnt = {f"hypernet.{name}": p for name, p in maker.items() if p.requires_grad}
         return {**own, **learnt, **self.projectors.named()}
+
+    def modules(self) -> list[nn.Module]:
+        """What the trained parameters are part of."""
+        return [self.student.model, self.projectors, *([] if self.hypernet is None else [self.hypernet])]
 
     def last_layer(self) -> list[nn.Parameter]:
         """What is trained in the last of the student's layers."""
@@ -85,13 +96,21 @@ class TextTask:
 
     def _make_tables(self, learning: bool) -> None:
         """The student's tables as the hypernetwork makes them now: with gradients, or to measure."""
-        if self.hypernet is not None:
+        hypernet = self.hypernet
+        if hypernet is not None:
             with torch.set_grad_enabled(learning):
-                self.student.tables = made_tables(self.student.model, self.hypernet)
+                self.student.tables = self.student.whole(lambda: made_tables(self.student.model, hypernet))
+
+    def gradients_ready(self, step: int) -> None:
+        """What is not trained at this step has no gradient from here on."""
+        if self.trained is not None:
+            self.trained.gradients_ready(step)
 
     def stepped(self, step: int, steps: int) -> None:
-        """Matrices that become ternary are a little more so at the next step."""
+        """Matrices that become ternary are a little more so at the next step; rows that are not trained are put back."""
         self.step = step
+        if self.trained is not None:
+            self.trained.stepped()
         if self.ternary is not None:
             set_strength(self.student.model, strength_at(self.ternary, step))
 
@@ -111,17 +130,21 @@ class TextTask:
         needs = self.objective.needs("teacher")
         if self.teacher is None or not needs:
             return {}
-        training = self.teacher.model.training
-        self.teacher.model.eval()
+        teacher, top_k = self.teacher, self.objective.option(TOP, "top_k")
+        training = teacher.model.training
+        teacher.model.eval()
         with torch.no_grad(), self._autocast():
-            found = self._leaves(self.teacher, "teacher", needs, batch, top_k=self.objective.option(TOP, "top_k"))
-        self.teacher.model.train(training)
+            found = teacher.whole(lambda: self._leaves(teacher, "teacher", needs, batch, top_k=top_k))
+        teacher.model.train(training)
         return found
 
     def student_tensors(
         self, batch: Batch, teacher: Mapping[str, Tensor], means: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """What the losses ask of the student and of what is learnt beside it."""
+        return self.student.whole(lambda: self._asked(batch, teacher, means))
+
+    def _asked(self, batch: Batch, teacher: Mapping[str, Tensor], means: Mapping[str, Tensor]) -> dict[str, Tensor]:
         known = {**batch.tensors, **teacher}
         with self._autocast():
             needs = self.objective.needs("student")
@@ -135,7 +158,11 @@ class TextTask:
             raise UserError(
                 f"losses.alm.boundary: the {side}'s tokenizer has no end-of-text token; write boundary=space"
             )
-        leaves = view.leaves(needs, inputs, labels, self._sets[side], **top)
+        slot, positions = (batch.tensors.get(f"{side}_{name}") for name in (SLOT, POSITIONS))
+        if slot is None or positions is None:
+            leaves = view.leaves(needs, inputs, labels, self._sets[side], **top)
+        else:
+            leaves = _packed_leaves(view, needs, inputs, labels, self._sets[side], (slot, positions), top)
         if self._rows is not None and "logits" in leaves:
             leaves["logits"] = leaves["logits"][..., : self._rows]
         return {f"{side}_{name}": tensor for name, tensor in leaves.items()}
@@ -176,7 +203,24 @@ class TextTask:
         )
 
     def _autocast(self) -> AbstractContextManager:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        return autocast(self.device, self.precision)
+
+
+def _packed_leaves(
+    view: ModelView,
+    needs: set[str],
+    inputs: Tensor,
+    labels: Tensor,
+    sets: Mapping[str, Tensor],
+    packing: tuple[Tensor, Tensor],
+    top: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """The leaves of rows that the model reads several at a time, a row each again."""
+    slot, positions = packing
+    top = {name: pack(some, *packing, 0) if isinstance(some, Tensor) else some for name, some in top.items()}
+    ids, wanted = pack(inputs, *packing, 0), pack(labels, *packing, NO_LABEL)
+    leaves = view.leaves(needs, ids, wanted, sets, positions=positions, **top)
+    return {name: (unpack_maps if name == "attentions" else unpack)(leaf, slot) for name, leaf in leaves.items()}
 
 
 def _projectors(

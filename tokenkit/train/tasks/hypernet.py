@@ -99,15 +99,15 @@ class SampledBatches(Batches):
         self._spell = Speller(source, min(source_rows, source.vocab_size))
         self._drawn = -1
 
-    def at(self, step: int, num_microbatches: int = 1) -> list[Batch]:
+    def at(self, step: int, num_microbatches: int = 1, rank: int = 0, ranks: int = 1) -> list[Batch]:
         """The microbatches of a step, and the same vocabulary with each of them."""
         number = step // self.every
         if number != self._drawn:
-            rows = [row for one in range(number * self.every, (number + 1) * self.every) for row in self.rows(one)]
-            windows = [self.windows[row] for row in rows]
+            steps = range(number * self.every, (number + 1) * self.every)
+            windows = [window for one in steps for window in self.texts(one)]
             self.student = self.sampler.draw(number, [one.text for one in windows if isinstance(one, Window)])
             self._drawn = number
-        batches = super().at(step, num_microbatches)
+        batches = super().at(step, num_microbatches * ranks)  # the vocabulary is that of the whole step
         held = np.zeros(self.student.vocab_size, bool)
         held[[*self.student.special_ids, 0]] = True  # 0 fills rows up
         for batch in batches:
@@ -118,7 +118,8 @@ class SampledBatches(Batches):
         place = np.full(len(held), NO_LABEL, np.int64)
         place[ids] = np.arange(len(ids))
         said = self._said(ids, bias)
-        return [replace(batch, tensors={**_placed(batch.tensors, place), **said}) for batch in batches]
+        own = batches[rank::ranks]
+        return [replace(batch, tensors={**_placed(batch.tensors, place), **said}) for batch in own]
 
     def _said(self, ids: Int64[ndarray, "S"], bias: Float32[ndarray, "S"]) -> dict[str, Tensor]:
         drawn = self.student
@@ -196,6 +197,10 @@ class HypernetTask(TextTask):
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters of the network, by name."""
         return {f"hypernet.{name}": p for name, p in self.network.named_parameters() if p.requires_grad}
+
+    def modules(self) -> list[nn.Module]:
+        """The network."""
+        return [self.network]
 
     def last_layer(self) -> list[nn.Parameter]:
         """What makes rows of the network's last states."""

@@ -27,11 +27,13 @@ class JointTask(TextTask):
         """The parameters that are learnt, by name: the model's, and those that read strings off its rows."""
         return {**super().trainable(), **{f"speller.{name}": p for name, p in self.speller.learnt().items()}}
 
-    def student_tensors(
-        self, batch: Batch, teacher: Mapping[str, Tensor], means: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """What the losses ask of the model, and logits of the strings of some of its tokens."""
-        found = super().student_tensors(batch, teacher, means)
+    def modules(self) -> list[nn.Module]:
+        """The model, and what reads strings off its rows."""
+        return [*super().modules(), self.speller]
+
+    def _asked(self, batch: Batch, teacher: Mapping[str, Tensor], means: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Also the logits of the strings of some of the model's tokens."""
+        found = super()._asked(batch, teacher, means)
         rows = input_matrix(self.student.model)[batch.tensors[SPELLED]]
         with self._autocast():
             return found | {"student_byte_logits": self.speller(rows)}
@@ -45,13 +47,13 @@ class JointBatches(Batches):
         super().__init__(*args, **options)
         self.speller, self.num_tokens = speller, num_tokens
 
-    def at(self, step: int, num_microbatches: int = 1) -> list[Batch]:
+    def at(self, step: int, num_microbatches: int = 1, rank: int = 0, ranks: int = 1) -> list[Batch]:
         """The microbatches of a step, together always the same rows and tokens."""
-        batches = super().at(step, num_microbatches)
+        batches = super().at(step, num_microbatches * ranks)  # the tokens are drawn from the whole step
         seen = [batch.tensors["student_inputs"].numpy() for batch in batches]
         ids = drawn_ids(seen, self.speller, self.num_tokens, [self.seed, step])
         parts = np.array_split(ids, len(batches))
-        return [self._with(batch, part) for batch, part in zip(batches, parts)]
+        return [self._with(batch, part) for batch, part in zip(batches, parts)][rank::ranks]
 
     def _with(self, batch: Batch, ids: np.ndarray) -> Batch:
         spelled = {SPELLED: torch.from_numpy(ids), "student_byte_labels": self.speller.labels(ids)}

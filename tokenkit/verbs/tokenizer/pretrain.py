@@ -30,6 +30,7 @@ from tokenkit.train.checkpoint_files import Identity, StepFiles
 from tokenkit.train.folder import MAY_CHANGE, RUN_FILE, RunFolder, write_json
 from tokenkit.train.loop import train
 from tokenkit.train.recipe import ACCURACY, LOSSES, TokenizerTrainConfig
+from tokenkit.train.sinks import Sinks
 from tokenkit.train.tasks.autoencode import AutoencodeTask
 from tokenkit.verbs.device import pick_device
 from tokenkit.verbs.tokenizer.prune import warm_chunks
@@ -116,7 +117,7 @@ def pretrain_tokenizer(
     corpus = read_corpus(run.data, tell)
     task, batches = build_task(run, corpus)
     held_out = HeldOut.of(corpus.held_out, corpus.train, task.network.max_bytes, run.train.max_eval_chunks)
-    folder = RunFolder(run.output)
+    folder = RunFolder(run.output, Sinks(run.train.sinks, run.train.project))
     continues = resume or (resume_from is not None and (run.output / RUN_FILE).is_file())
     folder.claim(resolved(run), resume=continues, may_change=None if allow_config_change else _may_change(run))
     files = StepFiles(
@@ -136,6 +137,7 @@ def pretrain_tokenizer(
         label="tokenizer",
         quiet=quiet,
     )
+    folder.sinks.close()
     everything = HeldOut.of(corpus.held_out, corpus.train, task.network.max_bytes)
     results = {
         **measure(task.average, everything, shortest=True),

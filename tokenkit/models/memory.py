@@ -1,0 +1,221 @@
+"""What a step of training will take, before a weight is loaded: the step is gone through with tensors of no memory.
+
+Every operation of the student's forward and backward pass and of the teacher's forward pass is met as torch would run
+it, with its shapes and types and nothing computed: which bytes are held at the same time, how many multiplications
+there are, and how many bytes move. Attention, checkpointing, adapters and losses over states count as what they are.
+Only the scores of a head that needs no logits are put in by hand: they are worked off in tiles of no size.
+"""
+
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
+
+from tokenkit.models.view import ModelView
+
+STATES = {  # leaves that the models' own code makes here; all others are scores of the head
+    "hidden",
+    "embeds",
+    "layers",
+    "attentions",
+    "qkv",
+    "queries",
+    "keys",
+    "values",
+    "attention_output",
+    "mlp_output",
+}
+ATTENTION_ON_CPU = {  # operation: products of tokens x tokens x width in it, of which there are two a pass forward
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default: 2,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default: 5,
+}
+FORWARD_PASSES, BACKWARD_PASSES = 1, 3  # products of head x states: scores, and scores again with two gradients
+
+
+@dataclass
+class Spent:
+    """What a microbatch takes beside weights and the optimizer's state."""
+
+    kept_bytes: int = 0
+    """Of activations when the forward pass has ended."""
+    wide_bytes: int = 0
+    """Of those, what is no state as wide as the model: what processes along `model` share among them."""
+    peak_bytes: int = 0
+    """The most that is held at one time, gradients among it."""
+    operations: list[tuple[float, float, int]] = field(default_factory=list)
+    """Of each the floating-point operations, the bytes moved and the bytes of a number."""
+    scored: int = 0
+    """Entries of logits that are worked off in tiles, each once a pass."""
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of all."""
+        return sum(flops for flops, _, _ in self.operations)
+
+
+class Meter(TorchDispatchMode):
+    """Which bytes the operations inside hold; those of `known` tensors count as nothing."""
+
+    def __init__(self, known: Iterable[Tensor], width: int):
+        super().__init__()
+        self.spent, self.width = Spent(), width
+        self._live: dict[int, tuple[int, bool]] = {}
+        self._now = 0
+        for tensor in known:
+            self._live[tensor.untyped_storage()._cdata] = (0, False)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        tensors = [tensor for tensor in tree_iter(output) if isinstance(tensor, Tensor)]
+        for tensor in tensors:
+            self._hold(tensor)
+        if not func.is_view:
+            read = [tensor for tensor in tree_iter((args, kwargs)) if isinstance(tensor, Tensor)]
+            moved = sum(tensor.numel() * tensor.element_size() for tensor in (*read, *tensors))
+            size = tensors[0].element_size() if tensors else 4
+            self.spent.operations.append((_flops(func, args, kwargs, output), moved, size))
+        return output
+
+    def _hold(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._live:
+            size, wide = storage.nbytes(), tensor.ndim > 1 and tensor.shape[-1] != self.width
+            self._live[key] = (size, wide)
+            self._now += size
+            self.spent.peak_bytes = max(self.spent.peak_bytes, self._now)
+            weakref.finalize(storage, self._drop, key)
+
+    def _drop(self, key: int) -> None:
+        self._now -= self._live.pop(key, (0, False))[0]
+
+    def forward_ended(self, without: int) -> None:
+        """Notes what the forward pass has left, beside so many bytes that were there before."""
+        self.spent.kept_bytes = self._now - without
+        self.spent.wide_bytes = sum(size for size, wide in self._live.values() if wide)
+
+    @property
+    def now(self) -> int:
+        """Bytes held at this moment."""
+        return self._now
+
+
+def _flops(func: Any, args: Any, kwargs: Any, output: Any) -> float:
+    if func in ATTENTION_ON_CPU:
+        places = args[:3] if ATTENTION_ON_CPU[func] == 2 else args[1:4]  # the backward pass is given a gradient first
+        batch, heads, length, width = places[0].shape
+        return 2.0 * ATTENTION_ON_CPU[func] * batch * heads * length * places[1].shape[2] * width
+    count = flop_registry.get(func._overloadpacket)
+    return float(count(*args, **kwargs, out_val=output)) if count is not None else 0.0
+
+
+class _Scored(torch.autograd.Function):
+    """Scores of a head that are worked off in tiles: what they hold and leave behind, and no logits."""
+
+    @staticmethod
+    def forward(ctx, hidden, head):
+        ctx.save_for_backward(hidden, head)
+        return hidden.new_zeros(hidden.shape[:-1], dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        hidden, head = ctx.saved_tensors
+        hidden_grad = torch.zeros_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+        head_grad = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        return (
+            None if hidden_grad is None else hidden_grad.to(hidden.dtype),
+            None if head_grad is None else head_grad.to(head.dtype),
+        )
+
+
+@contextmanager
+def without_memory(device: str) -> Iterator[None]:
+    """Inside the block tensors that are made, on this device, have shapes and types, and no memory."""
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):
+        yield
+
+
+@dataclass(frozen=True)
+class Side:
+    """One model of a microbatch: what it reads, and what is asked of it."""
+
+    view: ModelView
+    rows: int
+    tokens: int
+    needs: AbstractSet[str]
+
+    def leaves(self, spent: Spent) -> dict[str, Tensor]:
+        """The tensors that a loss reads, and the work of the head that makes scores without logits."""
+        ids = torch.zeros(self.rows, self.tokens, dtype=torch.long, device=self.view.model.device)
+        found = self.view.leaves({*(self.needs & STATES), "hidden"}, ids, ids)
+        hidden, head = found["hidden"], self.view.head()
+        if "logits" in self.needs:
+            found["logits"] = (hidden @ head.to(hidden.dtype).T).float()
+        elif self.needs - STATES:
+            trained = torch.is_grad_enabled()
+            found["scores"] = _Scored.apply(hidden, head)
+            entries = hidden.shape[0] * hidden.shape[1] * head.shape[0]
+            passes = FORWARD_PASSES + (BACKWARD_PASSES if trained else 0)
+            size = hidden.element_size()
+            spent.operations.append((2.0 * entries * head.shape[1] * passes, 0, size))
+            spent.scored += entries * (2 if trained else 1)
+        return found
+
+
+def step_spent(
+    student: Side, teacher: Side | None, *, half: torch.dtype | None, microbatches: int, width: int
+) -> Spent:
+    """What the microbatches of a step take together; models are of `without_memory`, in the mode that they train in.
+
+    `half` is the type of the forward pass where that is not the weights'. More than two microbatches take what two do.
+    """
+    models = [side.view.model for side in (student, teacher) if side is not None]
+    known = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
+    known += [table for side in (student, teacher) if side is not None for table in side.view.tables.values()]
+    device = student.view.model.device.type
+    with Meter(known, width) as meter:
+        for _ in range(min(2, microbatches)):
+            before = meter.now
+            cast = torch.autocast(device, half or torch.bfloat16, enabled=half is not None)
+            taught: Mapping[str, Tensor] = {}
+            if teacher is not None:
+                with torch.no_grad(), cast:
+                    taught = teacher.leaves(meter.spent)
+            with cast:
+                found = student.leaves(meter.spent)
+                loss = _loss(found, taught)
+            meter.forward_ended(before)
+            loss.backward()
+            del found, taught, loss
+    scale = microbatches / min(2, microbatches)
+    meter.spent.operations = [(f * scale, moved * scale, size) for f, moved, size in meter.spent.operations]
+    meter.spent.scored = round(meter.spent.scored * scale)
+    for parameter in student.view.model.parameters():
+        parameter.grad = None
+    return meter.spent
+
+
+def _loss(found: Mapping[str, Tensor], taught: Mapping[str, Tensor]) -> Tensor:
+    """A number that depends on all leaves; logits of both sides are compared as a divergence compares them."""
+    total = sum(tensor.float().sum() for name, tensor in found.items() if name != "logits")
+    if "logits" in found:
+        logp = found["logits"].log_softmax(-1)
+        other = taught["logits"].log_softmax(-1).exp() if "logits" in taught else None
+        total = total + (logp.sum() if other is None or other.shape != logp.shape else (other * logp).sum())
+    assert isinstance(total, Tensor)
+    return total
+
+
+def parameter_bytes(model: nn.Module, *, trained: bool = False) -> int:
+    """Bytes of a model's parameters, shared ones once; of those that are trained alone."""
+    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad or not trained)
