@@ -2,14 +2,17 @@
 
     OMP_NUM_THREADS=1 python benchmarks/memory_estimate.py outputs/memory_estimate
 
-Every run is a process of its own. Its memory is the highest resident size while it trains, less that of the process
-when everything is imported and nothing is loaded; its time is the mean of all steps but the first. Models: the embedded
-one (4.3 million weights), and a random Llama and a random GPT-2 of 33 and 34 million.
+Every run is a process of its own, on one thread. Its memory is the highest resident size while it trains, less that of
+the process it is forked from, after a run of a tiny model, when everything is imported; its time is the CPU time of a
+step, the median of all but the first. Models: the embedded one (4.3 million weights), a random Llama and a random GPT-2
+of 34 million.
 """
 
+import gc
 import json
-import subprocess
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,16 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tokenkit.config import build
+from tokenkit.models.rates import measure_rates
 from tokenkit.tokenizers.load import load_tokenizer
+from tokenkit.train import loop
+from tokenkit.train.audit import resident_bytes
+from tokenkit.verbs.distill import distill
 from tokenkit.verbs.distill_run import DistillRun
-from tokenkit.verbs.estimate import estimate_distill
+from tokenkit.verbs.estimate import HALVES, estimate_distill
 
 DEMO = "tokenkit/assets/demo_teacher"
-STEPS = 4
+STEPS = 3
 SHAPES = {
     "llama": {
         "hidden_size": 512,
@@ -34,41 +41,34 @@ SHAPES = {
         "num_key_value_heads": 8,
     },
     "gpt2": {"n_embd": 512, "n_layer": 8, "n_head": 8},
+    "tiny": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    },
 }
+MODEL_TYPES = {"llama": "llama", "gpt2": "gpt2", "tiny": "llama"}
 KL, ALM = {"forward_kl": {}}, {"alm": {}}
 CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ("demo, full", DEMO, {"mode": "full"}, {"losses": KL}),
     ("demo, full, bfloat16", DEMO, {"mode": "full", "precision": "bfloat16"}, {"losses": KL}),
-    ("demo, full, checkpointing", DEMO, {"mode": "full", "gradient_checkpointing": True}, {"losses": KL}),
-    ("demo, full, no logits", DEMO, {"mode": "full"}, {"losses": ALM}),
     ("demo, bytes, lora", DEMO, {"mode": "lora", "lora": {"rank": 16}}, {"losses": ALM, "target_tokenizer": "byte"}),
     ("demo, full, 2 microbatches", DEMO, {"mode": "full", "accumulation": 2}, {"losses": KL}),
     *(
         (f"{kind}, {mode}{more}", kind, {"mode": mode, **train}, {"losses": ALM})
-        for kind in SHAPES
-        for mode in ("full", "lora")
-        for more, train in (
-            ("", {}),
-            (", bfloat16", {"precision": "bfloat16"}),
-            (", checkpointing", {"gradient_checkpointing": True}),
+        for mode, more, train in (
+            ("full", "", {}),
+            ("lora", "", {}),
+            ("full", ", checkpointing", {"gradient_checkpointing": True}),
+            ("full", ", bfloat16", {"precision": "bfloat16"}),
         )
+        for kind in ("llama", "gpt2")
     ),
-    ("llama, full, int4 teacher", "llama", {"mode": "full"}, {"losses": ALM, "teacher": "int4"}),
     ("llama, full, logits", "llama", {"mode": "full"}, {"losses": KL}),
+    ("llama, full, int4 teacher", "llama", {"mode": "full"}, {"losses": ALM, "teacher": "int4"}),
 ]
-CHILD = """
-import json, sys
-import torch, transformers.models.llama.modeling_llama, transformers.models.gpt2.modeling_gpt2
-from tokenkit.config import build
-from tokenkit.train.audit import resident_bytes
-from tokenkit.verbs.distill import distill
-from tokenkit.verbs.distill_run import DistillRun
-run = build(DistillRun, json.loads(sys.argv[1]))
-torch.ones(64, 64) @ torch.ones(64, 64)
-before = resident_bytes()
-distill(run, quiet=True)
-print(before)
-"""
 
 
 def make_model(kind: str, folder: Path) -> str:
@@ -78,21 +78,23 @@ def make_model(kind: str, folder: Path) -> str:
         torch.manual_seed(0)
         tokenizer = load_tokenizer(DEMO)
         ids = {"bos_token_id": tokenizer.start_id(), "eos_token_id": tokenizer.eos_id, "pad_token_id": None}
-        config = AutoConfig.for_model(kind, vocab_size=16384, tie_word_embeddings=True, **ids, **SHAPES[kind])
+        config = AutoConfig.for_model(
+            "gpt2" if kind == "gpt2" else "llama", vocab_size=16384, tie_word_embeddings=True, **ids, **SHAPES[kind]
+        )
         AutoModelForCausalLM.from_config(config).save_pretrained(target)
         tokenizer.save(target)
     return str(target)
 
 
-def run_of(folder: Path, number: int, source: str, train: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+def run_of(folder: Path, name: int | str, source: str, train: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     """The run file of a case."""
     found = {
-        "output": str(folder / "runs" / str(number)),
+        "output": str(folder / "runs" / str(name)),
         "model": {"source": source},
-        "data": {"source": {"stdlib": "train", "max_bytes": 400_000}, "window_bytes": 384},
+        "data": {"source": {"stdlib": "train", "max_bytes": 100_000}, "window_bytes": 256},
         "train": {
             "steps": STEPS,
-            "batch_size": 8,
+            "batch_size": 4,
             "log_every": 1,
             "save_every": 1000,
             "device": "cpu",
@@ -109,28 +111,54 @@ def run_of(folder: Path, number: int, source: str, train: dict[str, Any], more: 
 
 
 def measured(values: dict[str, Any]) -> tuple[int, float]:
-    """Bytes above what is imported, and seconds of a step."""
-    done = subprocess.run([sys.executable, "-c", CHILD, json.dumps(values)], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-    before = int(done.stdout.split()[-1])
+    """Bytes above what is imported, and CPU seconds of a step, of a run in a process of its own."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        os.write(writer, json.dumps(_run(values)).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as answer:
+        text = answer.read()
+    os.waitpid(child, 0)
+    before, seconds = json.loads(text)
     lines = (Path(values["output"]) / "metrics.jsonl").read_text("utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    steps = [row for row in rows if "time/step" in row]
-    peak = max(row["memory/cpu_peak"] for row in steps)
-    later = [row["time/step"] for row in steps[1:]]
-    return peak - before, sum(later) / len(later)
+    peak = max(row["memory/cpu_peak"] for row in map(json.loads, lines) if "time/step" in row)
+    return peak - before, seconds[len(seconds) // 2]
+
+
+def _run(values: dict[str, Any]) -> tuple[int, list[float]]:
+    """Resident bytes before a run, and the CPU seconds of its steps but the first, in rising order."""
+    seconds: list[float] = []
+    step = loop._step
+
+    def timed(*arguments: Any) -> Any:
+        began = time.process_time()
+        found = step(*arguments)
+        seconds.append(time.process_time() - began)
+        return found
+
+    loop._step = timed
+    gc.collect()
+    before = resident_bytes()
+    distill(build(DistillRun, values), quiet=True)
+    return before, sorted(seconds[1:])
 
 
 def main(folder: Path) -> None:
     """Prints the table, and writes it as JSON lines."""
     table = Table("run", "MB", "estimated", "", "s a step", "estimated", "")
     folder.mkdir(parents=True, exist_ok=True)
+    time.perf_counter = time.process_time  # what other programs take of this machine shall not count
+    torch.set_num_threads(1)
+    _run(run_of(folder, "tiny", make_model("tiny", folder), {"steps": 2}, {"losses": ALM}))
+    speeds = {name: measure_rates("cpu", half) for name, half in HALVES.items() if name != "float16"}
     with (folder / "table.jsonl").open("w", encoding="utf-8") as file:
         for number, (name, model, train, more) in enumerate(CASES):
             source = make_model(model, folder) if model in SHAPES else model
             values = run_of(folder, number, source, train, more)
-            found = estimate_distill(build(DistillRun, values))
+            found = estimate_distill(build(DistillRun, values), speeds[train.get("precision", "float32")])
             size, seconds = measured(values)
             row = {"run": name, "bytes": size, "estimated_bytes": found.peak}
             row |= {"seconds": seconds, "estimated_seconds": found.seconds}

@@ -50,7 +50,10 @@ class Bench:
     """A student, alone or under a teacher with another tokenizer."""
 
     def __init__(self, folder: Path, losses: dict, teacher: bool):
-        self.student, tokenizer = ModelView(load_model(str(folder / "student"))), load_tokenizer(str(folder / "student"))
+        self.student, tokenizer = (
+            ModelView(load_model(str(folder / "student"))),
+            load_tokenizer(str(folder / "student")),
+        )
         self.teacher = ModelView(load_model(str(folder / "other"))) if teacher else None
         other = load_tokenizer(str(folder / "other")) if teacher else None
         objective = Objective.of(LossesConfig.model_validate(losses))
@@ -128,7 +131,10 @@ def table(setting: str, benches: dict[str, Bench], repeats: int) -> str:
             if repeat:  # the first round warms caches
                 plain[name].append(seconds)
                 parts[name].append(found)
-    lines = [f"| {setting}: step / plain loop | {' | '.join([*PARTS, 'whole'])} |", f"| --- |{' ---: |' * (len(PARTS) + 1)}"]
+    lines = [
+        f"| {setting}: step / plain loop | {' | '.join([*PARTS, 'whole'])} |",
+        f"| --- |{' ---: |' * (len(PARTS) + 1)}",
+    ]
     for name in benches:
         whole = statistics.median(plain[name])
         shares = [statistics.median(found[part] for found in parts[name]) / whole for part in PARTS]

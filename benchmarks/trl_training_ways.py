@@ -1,19 +1,34 @@
-"""Ways of training that `benchmarks.trl_training` compares, each run in a process of its own: TRL's and tokenkit's.
+"""Ways of training that `benchmarks.trl_training` compares: TRL's and tokenkit's, over the rows of the same steps."""
 
-A way is started by a line on standard input and answers with one of JSON: the CPU seconds of a step, after the first
-`WARMUP` ones, and the most bytes that were resident while training, beyond those with the models loaded.
-Usage: python -m benchmarks.trl_training_ways WAY FOLDER STEPS
-"""
-
-import json
-import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-BATCH_ROWS, WARMUP = 4, 2
+import torch
+from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import SequentialSampler
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+from trl.experimental.gkd import GKDConfig, GKDTrainer
+from trl.experimental.gold import GOLDConfig, GOLDTrainer
+
+from benchmarks.trl_training_models import windows
+from tokenkit.data.batch import Batches
+from tokenkit.data.pair import Pair
+from tokenkit.models.load import load_model
+from tokenkit.models.view import ModelView
+from tokenkit.objective import LossesConfig, Objective
+from tokenkit.tokenizers.base import framed
+from tokenkit.tokenizers.load import load_tokenizer
+from tokenkit.train.audit import peak_bytes, reset_peaks, resident_bytes
+from tokenkit.train.folder import RunFolder
+from tokenkit.train.loop import train
+from tokenkit.train.schema import LoopConfig
+from tokenkit.train.tasks.distill import TextTask
+
+BATCH_ROWS, WARMUP = 4, 1
 LEARNING_RATE, MAX_GRAD_NORM = 1e-4, 1.0
 OURS = {  # the losses of a run file, and the folder of the teacher
     "CLM": ({"clm": {}}, None),
@@ -23,6 +38,7 @@ OURS = {  # the losses of a run file, and the folder of the teacher
     "ULD": ({"uld": {}}, "other"),
     "GOLD": ({"gold": {}}, "other"),
 }
+KINDS = {"sft": (SFTTrainer, SFTConfig), "gkd": (GKDTrainer, GKDConfig), "gold": (GOLDTrainer, GOLDConfig)}
 TRLS = {
     "SFTTrainer": ("sft", None, {}),
     "GKDTrainer": ("gkd", "teacher", {"lmbda": 0.0, "seq_kd": False, "beta": 0.5, "temperature": 1.0}),
@@ -48,10 +64,6 @@ class Measurement:
         self.began = self.ended = self.loaded = 0.0
 
     def models_loaded(self) -> None:
-        import torch
-
-        from tokenkit.train.audit import reset_peaks, resident_bytes
-
         reset_peaks(torch.device("cpu"))
         self.loaded = resident_bytes()
 
@@ -61,25 +73,16 @@ class Measurement:
     def end(self) -> None:
         self.ended = time.process_time()
 
-    def answer(self, steps: int) -> str:
-        from tokenkit.train.audit import peak_bytes
 
-        return json.dumps({"cpu_seconds": (self.ended - self.began) / steps, "bytes": peak_bytes() - self.loaded})
+def run_round(way: str, folder: Path, steps: int) -> dict[str, float]:
+    """CPU seconds of a step after the first ones, and the most bytes that training took beyond the loaded models."""
+    measured = Measurement()
+    (tokenkit_round if way in OURS else trl_round)(way, folder, steps, measured)
+    return {"seconds": (measured.ended - measured.began) / steps, "bytes": peak_bytes() - measured.loaded}
 
 
 def tokenkit_round(way: str, folder: Path, steps: int, measured: Measurement) -> None:
     """The loop of every training verb over a task of theirs; nothing is saved."""
-    from benchmarks.trl_training_models import windows
-    from tokenkit.data.batch import Batches
-    from tokenkit.data.pair import Pair
-    from tokenkit.models.load import load_model
-    from tokenkit.models.view import ModelView
-    from tokenkit.objective import LossesConfig, Objective
-    from tokenkit.tokenizers.load import load_tokenizer
-    from tokenkit.train.folder import RunFolder
-    from tokenkit.train.loop import train
-    from tokenkit.train.schema import LoopConfig
-    from tokenkit.train.tasks.distill import TextTask
 
     losses, other = OURS[way]
     objective = Objective.of(LossesConfig.model_validate(losses))
@@ -108,10 +111,10 @@ class _Clocked:
         self.batches, self.measured = batches, measured
         self.place, self.state, self.load_state = batches.place, batches.state, batches.load_state
 
-    def at(self, step, num_microbatches=1):
+    def at(self, step, *shares):
         if step == WARMUP:
             self.measured.begin()
-        return self.batches.at(step, num_microbatches)
+        return self.batches.at(step, *shares)
 
 
 class _Unsaved:
@@ -135,12 +138,9 @@ class _Unsaved:
 
 def trl_round(way: str, folder: Path, steps: int, measured: Measurement) -> None:
     """TRL's trainer over the rows of the same steps, in their order."""
-    from datasets import Dataset
-    from torch.utils.data import SequentialSampler
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
     kind, other, options = TRLS[way]
-    trainer_class, config_class = _trainer(kind)
+    trainer_class, config_class = KINDS[kind]
     model = AutoModelForCausalLM.from_pretrained(folder / "student", dtype="float32")
     teacher = AutoModelForCausalLM.from_pretrained(folder / other, dtype="float32") if other else None
     tokenizer = AutoTokenizer.from_pretrained(folder / "student")
@@ -196,26 +196,8 @@ def trl_round(way: str, folder: Path, steps: int, measured: Measurement) -> None
         trainer.train()
 
 
-def _trainer(kind: str):
-    if kind == "sft":
-        from trl import SFTConfig, SFTTrainer
-
-        return SFTTrainer, SFTConfig
-    if kind == "gkd":
-        from trl.experimental.gkd import GKDConfig, GKDTrainer
-
-        return GKDTrainer, GKDConfig
-    from trl.experimental.gold import GOLDConfig, GOLDTrainer
-
-    return GOLDTrainer, GOLDConfig
-
-
 def _rows(folder: Path, kind: str, steps: int) -> list[dict]:
     """The rows of tokenkit's steps: their ids with the start and the end token, or the text behind a start token."""
-    from benchmarks.trl_training_models import windows
-    from tokenkit.data.batch import Batches
-    from tokenkit.tokenizers.base import framed
-    from tokenkit.tokenizers.load import load_tokenizer
 
     tokenizer = load_tokenizer(str(folder / "student"))
     order = Batches(windows(), tokenizer, None, batch_size=BATCH_ROWS, seed=0)
@@ -228,8 +210,6 @@ def _rows(folder: Path, kind: str, steps: int) -> list[dict]:
 
 def _collate_ids(pad_id: int) -> Callable[[list[dict]], dict]:
     """Ids that are ready, for a trainer that would otherwise read chat messages at every step."""
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
 
     def collate(rows: list[dict]) -> dict:
         ids = [torch.tensor(row["input_ids"]) for row in rows]
@@ -244,21 +224,3 @@ def _collate_ids(pad_id: int) -> Callable[[list[dict]], dict]:
         }
 
     return collate
-
-
-def main() -> None:
-    """A round for every line that comes in."""
-    way, folder, steps = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    answers, sys.stdout = os.fdopen(os.dup(1), "w"), sys.stderr  # what libraries print is no answer
-    os.dup2(2, 1)
-    import torch
-
-    torch.set_num_threads(1)
-    for _ in sys.stdin:
-        measured = Measurement()
-        (tokenkit_round if way in OURS else trl_round)(way, folder, steps, measured)
-        print(measured.answer(steps), file=answers, flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -2,13 +2,25 @@
 
 import errno
 import sys
-from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tokenkit import cli_sweep, cli_tokenizer, cli_transfer, cli_vocabulary
-from tokenkit.cli_shared import DryRun, Quiet, Resume, Words, log_calmly, print_json, print_rich, print_values, shown
+from tokenkit.cli_shared import (
+    DryRun,
+    Quiet,
+    Resume,
+    Words,
+    log_calmly,
+    print_distilled,
+    print_json,
+    print_results,
+    print_rich,
+    print_values,
+    shown,
+    shown_training,
+)
 from tokenkit.config import UserError, load
 
 app = typer.Typer(
@@ -35,25 +47,14 @@ def demo(words: Words = None, dry_run: DryRun = False, quiet: Quiet = False) -> 
         demo(run, quiet=quiet)
 
 
-def told_run(run: Any) -> Callable[[], str]:
-    """What --dry-run prints of a training run."""
-
-    def text() -> str:
-        from tokenkit.verbs.estimate import dry_run_text
-
-        return dry_run_text(run)
-
-    return text
-
-
 @app.command()
 def pretrain(words: Words = None, dry_run: DryRun = False, resume: Resume = False, quiet: Quiet = False) -> None:
     """Train a small model and its tokenizer from nothing."""
     from tokenkit.verbs.pretrain import PretrainRun, pretrain
 
     run = load(PretrainRun, words or [])
-    if not shown(run, dry_run, told_run(run)):
-        print_values(pretrain(run, resume=resume, quiet=quiet))
+    if not shown_training(run, dry_run):
+        print_results(pretrain(run, resume=resume, quiet=quiet))
 
 
 @app.command()
@@ -71,17 +72,9 @@ def distill(
 
     chosen = cli_sweep.chosen_preset(preset, words or [], smoke)
     run = chosen or load(DistillRun, words or [])
-    if not shown(run, dry_run, told_run(run)):
+    if not shown_training(run, dry_run):
         cli_sweep.make_teacher(preset, run, smoke, quiet)
-        results = distill_stages(run, resume=resume, quiet=quiet)
-        if not results:  # another process of this run has them, and tells
-            return
-        print_values({key: value for key, value in results.items() if key not in ("transfer", "losses", "benchmarks")})
-        if "benchmarks" in results:
-            from tokenkit.verbs.benchmarks import benchmark_table
-
-            print_rich(benchmark_table(results["benchmarks"]))
-        print_values({"model": str(last_folder(run) / "model"), "page": str(last_folder(run) / "report.html")})
+        print_distilled(distill_stages(run, resume=resume, quiet=quiet), last_folder(run))
 
 
 @app.command()

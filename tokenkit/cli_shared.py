@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +16,7 @@ Words = Annotated[
         metavar="RUN.YAML KEY=VALUE ...", help="A run file, then overrides; either may be left out.", show_default=False
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved run, of training also what it takes, and leave.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved run, and what training takes; leave.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that the output folder holds.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
@@ -27,10 +28,19 @@ def log_calmly() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def shown(run: Config, dry_run: bool, text: Callable[[], str] | None = None) -> bool:
-    """Whether the run was only to be shown, as it now is: resolved, or as `text` tells it."""
+def shown(run: Config, dry_run: bool) -> bool:
+    """Whether the run was only to be shown, as it now is."""
     if dry_run:
-        typer.echo(dump_yaml(resolved(run)) if text is None else text(), nl=False)
+        typer.echo(dump_yaml(resolved(run)), nl=False)
+    return dry_run
+
+
+def shown_training(run: Any, dry_run: bool) -> bool:
+    """The same of a run that trains, with what it takes in memory and time."""
+    if dry_run:
+        from tokenkit.verbs.estimate import dry_run_text
+
+        typer.echo(dry_run_text(run), nl=False)
     return dry_run
 
 
@@ -42,6 +52,24 @@ def echo(text: str) -> None:
 def print_values(values: dict[str, Any]) -> None:
     """Prints plain values as YAML."""
     typer.echo(dump_yaml(values), nl=False)
+
+
+def print_results(values: dict[str, Any]) -> None:
+    """Prints the results of a run; nothing in a process that has none because another one tells them."""
+    if values:
+        print_values(values)
+
+
+def print_distilled(results: dict[str, Any], folder: Path) -> None:
+    """Prints what a distilling run has found, and where its model is; nothing in a process that has no results."""
+    if not results:  # another process of this run has them, and tells
+        return
+    print_values({key: value for key, value in results.items() if key not in ("transfer", "losses", "benchmarks")})
+    if "benchmarks" in results:
+        from tokenkit.verbs.benchmarks import benchmark_table
+
+        print_rich(benchmark_table(results["benchmarks"]))
+    print_values({"model": str(folder / "model"), "page": str(folder / "report.html")})
 
 
 def print_json(values: Any) -> None:

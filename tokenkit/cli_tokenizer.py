@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tokenkit.cli_shared import DryRun, Quiet, Resume, Words, echo, print_json, print_values, shown
+from tokenkit.cli_shared import DryRun, Quiet, Resume, Words, echo, print_json, print_results, print_values, shown
 
 app = typer.Typer(no_args_is_help=True, help="Learn a tokenizer, look at it, prune it, use it.")
 Model = Annotated[str | None, typer.Option("--model", metavar="FOLDER", help="A learned tokenizer, or a checkpoint.")]
@@ -42,7 +42,7 @@ def pretrain(
     run = load_positional(TokenizerPretrainRun, (), words or [], options)
     if not shown(run, dry_run):
         tell = (lambda line: None) if quiet else (lambda line: typer.echo(line, err=True))
-        print_values(pretrain_tokenizer(run, resume=resume, quiet=quiet, tell=tell))
+        print_results(pretrain_tokenizer(run, resume=resume, quiet=quiet, tell=tell))
 
 
 @app.command("test")

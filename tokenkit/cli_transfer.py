@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from tokenkit.cli_shared import DryRun, Quiet, Resume, Words, print_values, shown
+from tokenkit.cli_shared import DryRun, Quiet, Resume, Words, print_results, print_values, shown
 from tokenkit.config import load
 
 app = typer.Typer()
@@ -33,4 +33,4 @@ def train_hypernet(words: Words = None, dry_run: DryRun = False, resume: Resume 
 
     run = load(TrainHypernetRun, words or [])
     if not shown(run, dry_run):
-        print_values(train_hypernet(run, resume=resume, quiet=quiet))
+        print_results(train_hypernet(run, resume=resume, quiet=quiet))

@@ -152,6 +152,12 @@ class Objective:
         """Every tensor that some loss, or something it needs, is computed from."""
         return {name for term in self.terms for name in term.names}
 
+    @cached_property
+    def scores_alike(self) -> bool:
+        """Whether all label scores of a microbatch count for the same: only a plain cross-entropy reads them."""
+        readers = [term for term in self.terms if "student_label_logp" in term.names]
+        return all(term.loss.name == "clm" and term.token_weight == "none" for term in readers)
+
     def needs(self, side: Literal["student", "teacher"]) -> set[str]:
         """The model leaves (without their side) that the losses are computed from."""
         return _model_leaves(self.names, side)

@@ -4,6 +4,7 @@ Logits exist for one tile of rows x vocabulary at a time and are computed again 
 scaled, shifted by a bias and capped, as Cohere's, GPT-J's and Gemma 2's are.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from tokenkit import fused
 
 TILE = {"cpu": (512, 2048), "cuda": (4096, 32768)}  # rows x vocabulary that exist at one time: a cache, or 512 MiB
+NO_LABEL, UNREAD = -1, -2  # in the place of a label: nothing to score; padding, of which no mass is read either
 FAINT = -60.0  # nats below which a mass is added up on its own
 WHOLE = 2**24  # logits that exist at one time where gradients are taken before they are asked for
 FEWEST = 64  # rows for which that pays: the head's gradient is passed over once for all of them
@@ -50,22 +52,21 @@ def token_scores(
     boundary: Bool[Tensor, "V"] | None = None,
     form: LogitForm = PLAIN,
     *,
-    read: Bool[Tensor, "*N"] | None = None,
     alike: bool = False,
 ) -> tuple[Float[Tensor, "*N"], Float[Tensor, "*N"]]:
     """Log-probability of each label and log-mass of the boundary tokens (0 without `boundary`), in nats.
 
-    A label below 0 is scored 0. Positions that are not to be `read` give 0 and, on a CPU, cost nothing; neither do those
-    without a label where that is all that is scored. `alike`: every label's score will count for as much as any other's,
-    so on a CPU gradients are taken along with the scores; if it was not so, they are taken again. On a GPU the label
-    alone is left to another package's kernel, if one is installed.
+    A label below 0 is scored 0, and where it is `UNREAD` the mass may be 0 too: such positions cost nothing on a CPU.
+    `alike`: every label's score will count for as much as any other's, so on a CPU gradients are taken along with the
+    scores; if it was not so, they are taken again. On a GPU the label alone is left to another package's kernel, if one
+    is installed.
     """
     rows, ids = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
     kernel = _kernel(rows, form) if boundary is None else None
     if kernel is not None:
         flat = fused.label_logp(kernel, rows, head, ids, form.bias, form.scale, form.softcap)
         return flat.view(labels.shape), torch.zeros_like(flat).view(labels.shape)
-    wanted = _wanted(ids, read, boundary) if hidden.device.type == "cpu" else None
+    wanted = _wanted(ids, NO_LABEL if boundary is None else UNREAD) if hidden.device.type == "cpu" else None
     if wanted is not None:
         rows, ids = rows[wanted], ids[wanted]
     if alike and boundary is None and _may_go_ahead(rows, head, form):
@@ -73,7 +74,7 @@ def token_scores(
         mass = torch.zeros_like(label)
     else:
         label, mass = _Scores.apply(rows, head, form.bias, ids.unsqueeze(1), boundary, form, False)
-    if wanted is not None:  # a copy of neither gives gradients to what is not read
+    if wanted is not None:
         label, mass = (x.new_zeros(labels.numel()).index_copy(0, wanted, x.view(-1)) for x in (label, mass))
     return label.view(labels.shape), mass.view(labels.shape)
 
@@ -123,17 +124,15 @@ def token_scores_dense(
     return label, logp.masked_fill(~boundary, -torch.inf).logsumexp(-1)
 
 
-def _wanted(ids: Tensor, read: Tensor | None, boundary: Tensor | None) -> Tensor | None:
-    """Places of the rows whose scores are read; None where that is all of them."""
-    mask = ids >= 0 if boundary is None else None
-    if read is not None:
-        mask = read.reshape(-1) if mask is None else mask & read.reshape(-1)
-    return None if mask is None or bool(mask.all()) else mask.nonzero().squeeze(1)
+def _wanted(ids: Tensor, above: int) -> Tensor | None:
+    """Places of the rows whose label is above a number; None where that is all of them."""
+    mask = ids > above
+    return None if bool(mask.all()) else mask.nonzero().squeeze(1)
 
 
 def _may_go_ahead(hidden: Tensor, head: Tensor, form: LogitForm) -> bool:
     """Whether gradients will be asked for that are simple enough to be taken beforehand."""
-    simple = form.bias is None and form.softcap is None and hidden.device.type == "cpu" and hidden.dtype == head.dtype
+    simple = form.bias is None and form.softcap is None and hidden.device.type == "cpu"
     return simple and len(hidden) > 0 and torch.is_grad_enabled() and (hidden.requires_grad or head.requires_grad)
 
 
@@ -196,20 +195,38 @@ class _Scores(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        *fixed, total, mass = ctx.saved_tensors
-        found = _gradients(*fixed, ctx.form, ctx.rest, total, mass, gradients, ctx.needs_input_grad[:3])
-        return *found, *[None] * 4
+        hidden, head, bias, ids, boundary, total, mass = ctx.saved_tensors
+        scored = _Scored(hidden, head, bias, ids, boundary, ctx.form, ctx.rest, total, mass)
+        return *_gradients(scored, gradients[0], gradients[1], ctx.needs_input_grad[:3]), *[None] * 4
 
 
-def _gradients(hidden, head, bias, ids, boundary, form, rest, total, mass, gradients, needed):
+@dataclass(frozen=True)
+class _Scored:
+    """What was scored, with the log of the sum over the vocabulary and over the set."""
+
+    hidden: Tensor
+    head: Tensor
+    bias: Tensor | None
+    ids: Tensor
+    boundary: Tensor | None
+    form: LogitForm
+    rest: bool
+    total: Tensor
+    mass: Tensor | None
+
+
+def _gradients(
+    of: _Scored, at_ids: Tensor, at_mass: Tensor | None, needed: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """At the hidden states, the head and the bias, where they are needed, from those at both scores."""
-    id_grad = gradients[0].masked_fill(ids < 0, 0.0)
-    mass_grad = gradients[1] if mass is not None else torch.zeros_like(total)
+    hidden, head, ids, form, total, mass = of.hidden, of.head, of.ids, of.form, of.total, of.mass
+    id_grad = at_ids.masked_fill(ids < 0, 0.0)
+    mass_grad = torch.zeros_like(total) if mass is None or at_mass is None else at_mass
     all_grad = id_grad.sum(1) + mass_grad
-    weight = _set_weight(boundary, rest, head, total.dtype)
+    weight = _set_weight(of.boundary, of.rest, head, total.dtype)
     hidden_grad = torch.zeros_like(hidden, dtype=total.dtype)
     head_grad = torch.zeros_like(head, dtype=total.dtype) if needed[1] else None
-    bias_grad = torch.zeros_like(bias, dtype=total.dtype) if needed[2] else None
+    bias_grad = torch.zeros_like(of.bias, dtype=total.dtype) if needed[2] and of.bias is not None else None
     row_parts, column_parts = _tiles(hidden, head)
     for columns in column_parts:
         for rows in row_parts:
@@ -220,7 +237,7 @@ def _gradients(hidden, head, bias, ids, boundary, form, rest, total, mass, gradi
                 grad = logits.sub_(total[rows].unsqueeze(1)).exp_().mul_(-all_grad[rows].unsqueeze(1))
             else:
                 parts = (total[rows], mass[rows], all_grad[rows], mass_grad[rows], weight[columns])
-                grad = _grad_with_mass(logits, *parts, here if rest else None)
+                grad = _grad_with_mass(logits, *parts, here if of.rest else None)
             grad.index_put_((here[0], here[2]), id_grad[rows][here[0], here[1]], accumulate=True)
             grad = form.pull_back(grad, capped)
             if bias_grad is not None:
@@ -232,7 +249,7 @@ def _gradients(hidden, head, bias, ids, boundary, form, rest, total, mass, gradi
     return (
         hidden_grad.to(hidden.dtype) if needed[0] else None,
         None if head_grad is None else head_grad.to(head.dtype),
-        None if bias_grad is None else bias_grad.to(bias.dtype),
+        None if bias_grad is None or of.bias is None else bias_grad.to(of.bias.dtype),
     )
 
 
@@ -261,12 +278,14 @@ class _AlikeScores(torch.autograd.Function):
             total[rows] = peaks + torch.stack([tile.sum(1) for tile in tiles]).sum(0).log()
             share = (peaks - total[rows]).exp_().unsqueeze(1)  # turns exponentials into probabilities
             if hidden_grad is not None:
-                expected = sum(tile.to(own.dtype) @ head[columns] for tile, columns in zip(tiles, column_parts))
+                expected = torch.zeros_like(hidden_grad[rows])
+                for tile, columns in zip(tiles, column_parts):
+                    expected += tile.to(own.dtype) @ head[columns].to(own.dtype)
                 hidden_grad[rows] = (head[ids] - share * expected) * form.scale
             if head_grad is not None:
                 weighted = (own * share * -form.scale).to(own.dtype)
                 for tile, columns in zip(tiles, column_parts):
-                    head_grad[columns].addmm_(tile.T.to(own.dtype), weighted)
+                    head_grad[columns] += tile.T.to(own.dtype) @ weighted
                 head_grad.index_add_(0, ids, (own * form.scale).to(head_grad.dtype))
         ctx.save_for_backward(hidden, head, labels, total)
         ctx.form, ctx.ready = form, (hidden_grad, head_grad)
@@ -280,9 +299,9 @@ class _AlikeScores(torch.autograd.Function):
         if ready is not None and bool((gradient == gradient[0]).all()):
             found = [None if grad is None else grad.mul_(gradient[0]) for grad in ready]
             return *(None if g is None else g.to(of.dtype) for g, of in zip(found, (hidden, head))), None, None
+        scored = _Scored(hidden, head, None, labels.unsqueeze(1), None, ctx.form, False, total, None)
         needed = (*ctx.needs_input_grad[:2], False)
-        parts = (hidden, head, None, labels.unsqueeze(1), None, ctx.form, False, total, None)
-        return *_gradients(*parts, (gradient.unsqueeze(1), None), needed)[:2], None, None
+        return *_gradients(scored, gradient.unsqueeze(1), None, needed)[:2], None, None
 
 
 def _set_weight(boundary: Tensor | None, rest: bool, head: Tensor, dtype: torch.dtype) -> Tensor | None:

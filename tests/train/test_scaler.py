@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tokenkit.config import UserError, build
 from tokenkit.train.optimizer import build_optimizer
 from tokenkit.train.optimizer_state import optimizer_tensors, put_optimizer
 from tokenkit.train.scaler import FIRST_SCALE, MOST_SKIPPED, Guard, autocast
-from tokenkit.train.schema import OptimizerConfig
+from tokenkit.train.schema import LoopConfig, OptimizerConfig
 
 CPU = torch.device("cpu")
 CONFIG = LlamaConfig(
@@ -160,6 +161,19 @@ def test_gradients_too_small_for_float16_survive_by_scaling():
         grads[scaling] = w.grad
     assert not grads[False].any()
     assert torch.allclose(grads[True], (x.mean(0) / 8 * 1e-6).unsqueeze(1).expand(8, 8), rtol=2e-2, atol=1e-10)
+
+
+@pytest.mark.parametrize(("method", "refused"), [("gradnorm", True), ("mgda", True), ("ema", False), ("none", False)])
+def test_balances_that_remember_gradients_are_refused_beside_float16(method, refused):
+    values = {"steps": 4, "precision": "float16", "balance": {"method": method}}
+    if not refused:
+        assert build(LoopConfig, values).precision == "float16"
+        return
+    with pytest.raises(
+        UserError, match=rf"train.precision: float16 .*train.balance.method={method} .*bfloat16"
+    ) as caught:
+        build(LoopConfig, values)
+    assert "\n" not in str(caught.value)
 
 
 class Run:

@@ -216,9 +216,11 @@ def test_a_microbatch_without_any_unit_changes_nothing(model_folder, bpe, unigra
 def test_rows_are_a_permutation_per_epoch_and_a_function_of_the_step(bpe, documents):
     windows = cut(documents, 200)
     batches = Batches(windows, bpe, None, batch_size=3, seed=1)
-    epoch = [batches._row(p) for p in range(len(windows))]
+    drawn = [row for step in range(len(windows)) for row in batches.rows(step)]
+    epoch = drawn[: len(windows)]
     assert sorted(epoch) == list(range(len(windows)))
-    assert [batches._row(p + len(windows)) for p in range(len(windows))] != epoch
+    assert sorted(drawn[len(windows) : 2 * len(windows)]) == sorted(epoch)
+    assert drawn[len(windows) : 2 * len(windows)] != epoch
     again = Batches(windows, bpe, None, batch_size=3, seed=1)
     assert again.rows(7) == batches.rows(7)
     assert Batches(windows, bpe, None, batch_size=3, seed=2).rows(7) != batches.rows(7)

@@ -129,9 +129,7 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match=r"train\.embeddings: new_rows, but the old tokenizer has every token"):
         Trained(tiny(), **new, new_rows=torch.zeros(VOCAB, dtype=torch.bool))
     prefix = {"steps": 2, "learning_rate": 1.0}
-    with pytest.raises(
-        UserError, match=r"trainable: non_overlapping_embeddings, but the run has no target_tok"
-    ):
+    with pytest.raises(UserError, match=r"trainable: non_overlapping_embeddings, but the run has no target_tok"):
         Trained(tiny(), prefix=PrefixConfig(**prefix))
     with pytest.raises(UserError, match=r"train\.prefix\.layers: 4 of 3 layers; write 0 to 3"):
         Trained(tiny(), prefix=PrefixConfig(**prefix, trainable="none", layers=4))

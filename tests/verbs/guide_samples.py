@@ -129,7 +129,7 @@ DATA: dict[str, tuple[Any, dict[str, Any]]] = {
     "data.lang_code": ("en", {}),
     "data.n_subsample": (10, {"data.source.max_documents": 10}),
     "data.batch_size": (32, {"train.batch_size": 32}),
-    "data.mix_languages": (False, {}),
+    "data.mix_languages": (True, {"data.mix_languages": True}),
     "data.streaming": (True, {"data.streaming": True}),
     "data.shuffle_buffer_size": ("inf", {}),
     "data.num_workers": (1, {"data.workers": 1}),

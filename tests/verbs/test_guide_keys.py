@@ -292,8 +292,9 @@ def test_switches_and_keys_that_are_switches():
 
 
 def test_quiet_says_nothing_but_what_changes_nothing(lines):
-    run_of("-q", "steps=3", "sync_interval=5", "eval.limit=3")
+    run_of("-q", "steps=3", "sync_interval=5", "eval.limit=3", "data.mix_languages=false")
     assert lines() == [
+        "data.mix_languages has no effect: there is one source, and so one language",
         "eval.limit has no effect: eval.tasks names none",
         "sync_interval has no effect: what is logged is fetched when it is logged (train.log_every)",
     ]

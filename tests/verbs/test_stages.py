@@ -79,7 +79,11 @@ def test_stages_are_the_runs_one_would_start_by_hand(values, tmp_path, model_fol
 
 def test_the_teacher_of_all_stages_is_the_model_before_every_change(values, model_folder):
     stage = build(DistillRun, values | {"stages": [*STAGES, {"name": "full", "train": {"mode": "full"}}]}).by_stage()
-    assert [one.teacher and one.teacher.source for one in stage.values()] == [None, str(model_folder), str(model_folder)]
+    assert [one.teacher and one.teacher.source for one in stage.values()] == [
+        None,
+        str(model_folder),
+        str(model_folder),
+    ]
     sources = [one.model.source for one in stage.values()]
     out = values["output"]
     assert sources == [str(model_folder), f"{out}/embeddings/model", f"{out}/adapters/model"]
@@ -101,7 +105,9 @@ def test_a_run_killed_in_its_second_stage_goes_on_there_and_ends_the_same(values
     before = (tmp_path / "again/embeddings/metrics.jsonl").stat().st_mtime_ns
     # what a kill leaves: the run file says nothing of it
     run_file = tmp_path / "again/run.yaml"
-    run_file.write_text(run_file.read_text("utf-8").replace("      stop_after: 2\n", "").replace("    stop_after: 2\n", ""))
+    run_file.write_text(
+        run_file.read_text("utf-8").replace("      stop_after: 2\n", "").replace("    stop_after: 2\n", "")
+    )
     results = distill_stages(build(DistillRun, again), resume=True, quiet=True)
     assert same(tmp_path / "out/adapters", tmp_path / "again/adapters")
     assert (tmp_path / "again/embeddings/metrics.jsonl").stat().st_mtime_ns == before

@@ -104,22 +104,20 @@ class Ahead:
         self._coming = None  # the last reference: the loader ends its processes
 
     def _begun(self, step: int, request: Request) -> Iterator[list[Batch] | str]:
-        loader: DataLoader[Any] = DataLoader(
-            _Steps(self.batches, request),
-            batch_size=None,
-            sampler=count(step),  # pyrefly: ignore [bad-argument-type]
-            num_workers=self.workers,
-            prefetch_factor=READY,
-            collate_fn=_as_it_is,
-            multiprocessing_context="fork",
-            worker_init_fn=_left_alone,
-            generator=torch.Generator(),  # of its own, or beginning would draw from the run's
-        )
+        options: dict[str, Any] = {
+            "sampler": count(step),
+            "num_workers": self.workers,
+            "prefetch_factor": READY,
+            "collate_fn": _as_it_is,
+            "multiprocessing_context": "fork",
+            "worker_init_fn": _left_alone,
+            "generator": torch.Generator(),  # of its own, or beginning would draw from the run's
+        }
         with warnings.catch_warnings():
             # the processes only tokenise: they touch none of the threads that a fork leaves behind
             warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
             warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes", UserWarning)
-            return iter(loader)
+            return iter(DataLoader(_Steps(self.batches, request), batch_size=None, **options))
 
 
 def _as_it_is(value: Any) -> Any:

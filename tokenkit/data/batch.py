@@ -18,6 +18,7 @@ from tokenkit.data.example import PLAIN, Example, Reading, Row, Side, make_examp
 from tokenkit.data.order import ordered
 from tokenkit.data.packing import Pack, slots
 from tokenkit.data.records import BY_ALM, Record, Wanted
+from tokenkit.data.stream import Rows
 from tokenkit.tokenizers.base import Tokenizer
 
 NO_LABEL = -1
@@ -119,7 +120,7 @@ class Batches:
 
     def __init__(
         self,
-        windows: Sequence[Row],
+        windows: Rows,
         student: Tokenizer,
         teacher: Tokenizer | None,
         *,

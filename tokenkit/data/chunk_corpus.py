@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -153,18 +154,19 @@ def _by_file(source: SourceConfig, max_files: int | None, reading: Reading) -> I
     files = source_files(source)[:max_files]
     if not files:
         raise UserError(f"{describe(source)}: no .txt, .jsonl, .py or .md file in it; give a folder or glob of text")
-    reading.files_available, left = len(files), source.max_bytes
+    reading.files_available, left, more = len(files), source.max_bytes, source.max_documents
     for path in files:
-        if left is not None and left <= 0:
+        if (left is not None and left <= 0) or more == 0:
             return
         try:
-            texts = list(file_documents(path, source))
+            texts = list(islice(filter(str.strip, file_documents(path, source)), more))
         except (OSError, UserError, UnicodeDecodeError) as error:
             reading.skipped.append(f"{path}: {str(error).splitlines()[0]}")
             log.warning("skipped %s", reading.skipped[-1])
             continue
         if left is not None:
             texts, left = _within(texts, left)
+        more = None if more is None else more - len(texts)
         reading.files_read += 1
         yield texts
 

@@ -14,7 +14,7 @@ from tokenkit.data.messages import Dialogue, iterate_dialogues, read_dialogues
 from tokenkit.data.mixture import WeightedSource, check_mixture, names_of
 from tokenkit.data.order import MixedRows
 from tokenkit.data.source import SourceConfig, describe, iterate_documents, read_documents
-from tokenkit.data.stream import StreamedRows
+from tokenkit.data.stream import Rows, StreamedRows
 from tokenkit.tokenizers.chat import TrainOn
 
 SAMPLE_BYTES = 16_000_000  # of a stream, where documents are wanted and not rows
@@ -87,7 +87,7 @@ class DataConfig(Config):
         return ", ".join(f"{100 * one.weight / total:.3g} % {name}" for name, one in names)
 
 
-def read_training_rows(data: DataConfig) -> Sequence[Row]:
+def read_training_rows(data: DataConfig) -> Rows:
     """The rows of the training text: windows of documents, or conversations. Of a stream nothing is read yet."""
     if data.streaming:
         reads = [partial(_streamed, data, source) for source in data.sources]

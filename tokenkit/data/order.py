@@ -11,7 +11,7 @@ from numpy import ndarray
 from tokenkit.data.example import Row
 from tokenkit.data.mixture import Mixing, WeightedSource, names_of
 from tokenkit.data.packing import Pack, packed
-from tokenkit.data.stream import StreamedRows
+from tokenkit.data.stream import Rows, StreamedRows
 
 ROWS = 15  # stream of the run's seed
 R = TypeVar("R")
@@ -129,8 +129,8 @@ class Streamed:
 
 
 def ordered(
-    rows: Sequence[Row], batch_size: int, seed: int, pack_bytes: int | None = None
-) -> tuple[Sequence[Row | Pack], Order]:
+    rows: Rows, batch_size: int, seed: int, pack_bytes: int | None = None
+) -> tuple[Sequence[Row | Pack] | StreamedRows, Order]:
     """The rows as a run reads them, packed up to so many bytes where it says so, and their order."""
     if isinstance(rows, StreamedRows):
         stream = (rows if pack_bytes is None else rows.changed(lambda some: packed(some, pack_bytes))).seeded(seed)

@@ -6,11 +6,12 @@ reads again, from the beginning of the epoch, what it had read, without tokenisi
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, NoReturn, TypeVar, overload
 
 import numpy as np
 
 from tokenkit.config import UserError
+from tokenkit.data.example import Row
 from tokenkit.data.mixture import WeightedSource, names_of
 from tokenkit.data.source import SourceConfig
 
@@ -61,10 +62,10 @@ class Stream(Generic[R]):
         return self._kept.get((epoch, block), [])
 
 
-class StreamedRows(Sequence[R]):
+class StreamedRows(Generic[R]):
     """The rows of several sources, none of them held. A number is a source and the how-manieth row of it in the run.
 
-    A slice has the first rows as they stand in the sources. How many there are is not known.
+    A slice has the first rows as they stand in the sources. How many there are is not known, so this is no Sequence.
     """
 
     def __init__(
@@ -117,11 +118,16 @@ class StreamedRows(Sequence[R]):
         position, source = divmod(index, len(self.streams))
         return self.streams[source].row(position)
 
-    def __bool__(self) -> bool:
-        return True
-
-    def __len__(self) -> int:
+    def __iter__(self) -> NoReturn:
         raise self._endless()
 
     def _endless(self) -> UserError:
         return UserError("data.streaming: true, but this needs every row of the text at once; write streaming=false")
+
+
+Rows = Sequence[Row] | StreamedRows
+
+
+def held(rows: Rows) -> Sequence[Row]:
+    """Rows that are all there; UserError where they are read as they come."""
+    return [*rows] if isinstance(rows, StreamedRows) else rows

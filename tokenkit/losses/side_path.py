@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tokenkit.losses import loss
 from tokenkit.losses.divergences import kl_of_logs
+from tokenkit.losses.uld import columns_of
 from tokenkit.quantities import at_least_float32
 
 SMALLEST_REST = 1e-8
@@ -36,8 +37,8 @@ def side_path(
 
     `log_abs` is the mean over pairs, `abs` the sum.
     """
-    q = at_least_float32(student_chunk_logits).log_softmax(-1)[..., exact_pairs[:, 0]]
-    p = at_least_float32(teacher_chunk_logits).log_softmax(-1)[..., exact_pairs[:, 1]]
+    q = columns_of(at_least_float32(student_chunk_logits).log_softmax(-1), exact_pairs[:, 0])
+    p = columns_of(at_least_float32(teacher_chunk_logits).log_softmax(-1), exact_pairs[:, 1])
     if distance == "log_abs":
         return (p - q).abs().mean(-1)
     if distance == "abs":

@@ -106,7 +106,7 @@ class _SortedDistance(torch.autograd.Function):
 
 
 def _falling(values: Float[Tensor, "N V"]) -> tuple[Float[Tensor, "N V"], Int[Tensor, "N V"]]:
-    """Values from 0 up in falling order and their columns: both are sorted as one integer, as their bits rise with them."""
+    """Values from 0 up in falling order, and their columns: sorted as one integer, as their bits rise with them."""
     bits = values.detach().contiguous().numpy().view(np.int32)
     keys = (~bits).astype(np.int64) << 32 | np.arange(bits.shape[1])
     keys.sort(-1)

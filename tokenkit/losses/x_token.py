@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenkit.losses import loss
-from tokenkit.losses.uld import sorted_distance, without
+from tokenkit.losses.uld import columns_of, sorted_distance, without
 from tokenkit.quantities import at_least_float32, sum_by_chunk
 
 SMALLEST = 1e-10
@@ -63,7 +63,7 @@ def h_kl(
     teacher = mean_by_chunk(teacher_logits, teacher_chunk, teacher_chunk_end, temperature)
     student = mean_by_chunk(student_logits, student_chunk, student_chunk_end, temperature)
     own, other = relaxed_pairs(projection_ids, projection_weights, match, teacher.shape[-1])
-    p, q = teacher[..., other], student[..., own]
+    p, q = columns_of(teacher, other), columns_of(student, own)
     common = (p * ((p + SMALLEST).log() - (q + SMALLEST).log())).sum(-1)
     rest = sorted_distance(_best_others(student, own, top_k), _best_others(teacher, other, top_k))
     return (common + rest) * temperature**2

@@ -109,6 +109,7 @@ class LoRALinear(nn.Module):
         if self.lora_magnitude_vector is not None:
             sum_ *= (self.lora_magnitude_vector / self.lengths()).unsqueeze(1)
         self.matrix().copy_(sum_.to(self.weight.dtype))
+        assert isinstance(self.weight, nn.Parameter)
         made.weight, made.bias = self.weight, self.bias
         return made.train(self.training)
 

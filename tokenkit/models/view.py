@@ -43,6 +43,8 @@ class ModelView:
         self.tables = dict(tables or {})
         self.adapters = adapters
         self.rows = rows
+        self.alike = False
+        """Whether every label's score counts for as much as any other's, which saves time (`scores.token_scores`)."""
         self.whole: Callable[[Callable[[], Any]], Any] = ModelView.at_once
         """Does some work that reads the model: of one that is spread over processes, what no layer holds is in one piece
         inside. Whoever reads a model that is trained reads it in here."""
@@ -151,7 +153,7 @@ class ModelView:
         """Label log-probabilities and the log-mass of a token set, from the logits where some loss wants those."""
         if "logits" in found:
             return token_scores_of_logits(found["logits"], labels, tokens)
-        return token_scores(found["hidden"], self.head(), labels, tokens, self.form())
+        return token_scores(found["hidden"], self.head(), labels, tokens, self.form(), alike=self.alike)
 
     @torch.no_grad()
     def _entropy(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T"]:

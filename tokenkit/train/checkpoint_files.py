@@ -20,6 +20,7 @@ from tokenkit.config import UserError
 from tokenkit.tokenizers.autoencoder.bundle import read_bundle, write_bundle
 from tokenkit.train.checkpoint import Progress, Training, check_room, num_bytes, reason
 from tokenkit.train.folder import write_json
+from tokenkit.train.parallel import leads
 from tokenkit.version import __version__
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,8 @@ class StepFiles:
 
     def save(self, training: Training, progress: Progress, keep: int, last: bool) -> None:
         """Writes the step's file, at the end the final one too, and drops all step files but the newest `keep`."""
+        if not leads():
+            return
         self._write(f"checkpoint_step_{progress.step}.bin", training, progress)
         if last:
             self._write(FINAL, training, progress)
@@ -96,6 +99,8 @@ class StepFiles:
 
     def measured(self, training: Training, progress: Progress, improved: bool) -> None:
         """Writes the best file where the run is the best so far."""
+        if not leads():
+            return
         if improved:
             self._write(BEST, training, progress)
         self._tell(progress)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tokenkit.data.batch import Batch
+from tokenkit.train.parallel import total
 from tokenkit.train.tasks import StepBatches
 
 NAMES = ("positions", "tokens", "learnt", "steps")
@@ -22,13 +23,15 @@ class Counted:
     def at(self, step: int, num_microbatches: int = 1, rank: int = 0, ranks: int = 1) -> list[Batch]:
         """The microbatches of a step, which count from here on."""
         parts = self.batches.at(step, num_microbatches, rank, ranks)
+        own = [0, 0, 0]
         for part in parts:
             inputs = part.tensors["student_inputs"]
-            self.counts["positions"] += part.tensors.get("student_positions", inputs).numel()
+            own[0] += part.tensors.get("student_positions", inputs).numel()
             # the last token of a row has nothing after it, and is read all the same
-            self.counts["tokens"] += int(part.tensors["student_token_mask"].sum()) + len(inputs)
-            self.counts["learnt"] += part.num_tokens
-        self.counts["steps"] += 1
+            own[1] += int(part.tensors["student_token_mask"].sum()) + len(inputs)
+            own[2] += part.num_tokens
+        for name, value in zip(NAMES, [*total(torch.tensor(own)).tolist(), 1]):
+            self.counts[name] += value
         return parts
 
     def place(self, step: int) -> str:

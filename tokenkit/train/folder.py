@@ -13,6 +13,9 @@ from tokenkit.train.sinks import Sinks
 RUN_FILE = "run.yaml"
 MAY_CHANGE = (
     "train.stop_after",
+    "train.parallel.data",
+    "train.parallel.model",
+    "train.accumulation",
     "output",
     "train.save_every",
     "train.keep_checkpoints",

@@ -8,6 +8,7 @@ what both read, and no text is tokenised again.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -62,7 +63,7 @@ class OnPolicyBatches:
         self.batches, self.config = batches, config
         _check(batches, config, teacher)
         view = teacher if config.who == "teacher" and teacher is not None else student
-        self.model, self.tokenizer = view.model, batches.student
+        self.view, self.model, self.tokenizer = view, view.model, batches.student
         self._drawings = {
             chat: _drawing(config, self.tokenizer, view.vocab_rows, chat=chat) for chat in _kinds(batches)
         }
@@ -74,14 +75,16 @@ class OnPolicyBatches:
             return own.at(step, num_microbatches, rank, ranks)
         numbers = own.rows(step)
         parts = parts_of(len(numbers), num_microbatches, rank, ranks)
-        mine = [place for part in parts for place in part]
+        # processes that share a model read it together, and so all draw all rows
+        mine = [place for part in parts for place in part] if ranks == 1 else [*range(len(numbers))]
         rows = {place: own.single(numbers[place])[0] for place in mine}
         made = make_examples(list(rows.values()), own.student, own.teacher, own.reading)
         examples = dict(zip(mine, made, strict=True))
         chosen = [place for place in self._chosen(step, len(numbers)) if place in rows]
         for chat, drawing in self._drawings.items():
             places = [place for place in chosen if isinstance(rows[place], Dialogue) == chat]
-            self._go_on(examples, places, drawing, step, 0 if chat else self.config.prompt_tokens)
+            more = 0 if chat else self.config.prompt_tokens
+            self.view.whole(partial(self._go_on, examples, places, drawing, step, more))
         return [collate([examples[i] for i in part], [numbers[i] for i in part], None, own.wanted) for part in parts]
 
     def place(self, step: int) -> str:

@@ -15,22 +15,27 @@ class ParameterGroup(Config):
     """Parameters whose dotted name a regular expression finds, with a learning rate of their own."""
 
     pattern: str
+    """Searched for anywhere in the name; the first group that matches counts."""
     lr_scale: float = Field(1.0, ge=0)
+    """Of the learning rate, at every step."""
     weight_decay_scale: float = Field(1.0, ge=0)
+    """Of the weight decay; what is never decayed stays so."""
 
 
 class OptimizerConfig(Config):
     """The optimizer and its schedule."""
 
     name: OptimizerName = "adamw"
-    """What moves the weights; beside adamw and muon, which are torch's, each needs a package of its own."""
+    """What moves the weights. muon moves the matrices inside a model and leaves the rest to adamw. lion and soap are of
+    pytorch_optimizer, those of 8 bits and in pages of bitsandbytes: both are in the extra `optim`."""
     fused: bool = True
-    """adamw: one kernel for all parameters of a group."""
+    """adamw, also beside muon: one kernel for all parameters of a group."""
     learning_rate: float = Field(1e-3, gt=0)
     """The peak."""
     weight_decay: float = Field(0.0, ge=0)
-    """On matrices; vectors (norms, biases) are never decayed."""
+    """On matrices and embeddings; norms, biases and other vectors are never decayed."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Shares of the running means of gradients that a step leaves as they were; muon's own momentum is 0.95."""
     eps: float = Field(1e-8, gt=0)
     schedule: Literal[
         "linear",
@@ -57,7 +62,7 @@ class OptimizerConfig(Config):
     max_grad_norm: float | None = Field(1.0, gt=0)
     """Gradients are scaled down to this norm, over all parameters together; null: never."""
     param_groups: list[ParameterGroup] = []
-    """Learning-rate scales by name; the first pattern that matches counts."""
+    """Scales of learning rate and weight decay by name; the first pattern that matches counts."""
     projector_lr_scale: float = Field(2.0, gt=0)
     """Learning-rate scale of maps that losses have learnt along, unless a pattern matches them."""
 

@@ -6,7 +6,7 @@ again, since sums over columns and over rows round differently.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -37,23 +37,24 @@ def optimizer_tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.o
             state = {**state, GROUP_STEP: steps[parameter]}
         for key, value in state.items():
             for full, tensor in _parts(f"{name}.{key}", value).items():
-                tensors[full] = tensor.clone() if tensor.data_ptr() in seen else tensor  # one table for all parameters
-                seen.add(tensor.data_ptr())
+                place = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).data_ptr()
+                tensors[full] = tensor.clone() if place in seen else tensor  # one table for all parameters
+                seen.add(place)
     return tensors
 
 
 def put_optimizer(
     parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Gives an optimizer of the same kind the state that `optimizer_tensors` gave."""
-    states = _states(tensors)
-    found = {parameter: states[name] for name, parameter in parameters.items() if name in states}
+    """Gives an optimizer of the same kind the state that `optimizer_tensors` gave, one parameter after another."""
+    keys = _by_parameter(tensors)
+    found = {parameter: keys[name] for name, parameter in parameters.items() if name in keys}
     for number, group in enumerate(optimizer.param_groups):
         on_device = bool(group.get("fused") or group.get("capturable"))
         for place, parameter in enumerate(group["params"]):
-            state = found.get(parameter)
-            if state is None:
+            if parameter not in found:
                 continue
+            (state,) = _states({key: tensors[key] for key in found[parameter]}).values()
             if GROUP_STEP in state:
                 group["step"] = state.pop(GROUP_STEP)
             if isinstance(optimizer, MakesState):
@@ -67,9 +68,9 @@ def put_optimizer(
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """A tensor's values on the host, whole; every process has to ask for a sharded one."""
+    """A tensor's values on the host; one that is spread over processes stays as it is."""
     tensor = tensor.detach()
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()
+    return tensor if isinstance(tensor, DTensor) else tensor.cpu().contiguous()
 
 
 def _parts(name: str, value: Any) -> dict[str, Tensor]:
@@ -77,7 +78,12 @@ def _parts(name: str, value: Any) -> dict[str, Tensor]:
         case None:
             return {}
         case Tensor():
-            turned = value.ndim == 2 and not value.is_contiguous() and value.T.is_contiguous()
+            turned = (
+                not isinstance(value, DTensor)
+                and value.ndim == 2
+                and not value.is_contiguous()
+                and value.T.is_contiguous()
+            )
             return {f"{name}:T": plain(value.T)} if turned else {name: plain(value)}
         case int():
             return {f"{name}:int": torch.tensor(value)}
@@ -93,13 +99,23 @@ def _parts(name: str, value: Any) -> dict[str, Tensor]:
     raise TypeError(f"{name}: a {type(value).__name__} has no place in a checkpoint")
 
 
+def _by_parameter(names: Iterable[str]) -> dict[str, list[str]]:
+    """The names of tensors that `_parts` made, by the parameter's name."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        match = PART.fullmatch(name)
+        if match is None:
+            raise ValueError(f"with an optimizer state called {name}, which is none of an optimizer's")
+        found.setdefault(match[1], []).append(name)
+    return found
+
+
 def _states(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
     """What `_parts` took apart, by the parameter's name."""
     states: dict[str, dict[str, Any]] = {}
     for full, tensor in tensors.items():
         match = PART.fullmatch(full)
-        if match is None:
-            raise ValueError(f"with an optimizer state called {full}, which is none of an optimizer's")
+        assert match is not None
         name, key, place, kind = match.groups()
         state, value = states.setdefault(name, {}), _value(tensor, kind)
         if place is None:

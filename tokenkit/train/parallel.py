@@ -7,6 +7,7 @@ and hold different parts of the layers. With one process nothing here does anyth
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,6 +101,8 @@ def processes(config: ParallelConfig, device: str) -> Iterator[Ranks]:
     _current.append(Ranks(data, model, mesh[DATA].get_local_rank(), mesh))
     leading, talk, level = leads(), sys.stdout, logging.getLogger().level
     try:
+        warnings.filterwarnings("ignore", "DTensor random operators may not have complete support", UserWarning)
+        warnings.filterwarnings("ignore", "While redistributing from .* sequential all_reduce", UserWarning)
         if not leading:
             logging.getLogger().setLevel(logging.CRITICAL)
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115

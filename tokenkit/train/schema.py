@@ -10,6 +10,8 @@ from tokenkit.models.lora_config import LoraConfig
 from tokenkit.train.balance_schema import BalanceConfig
 from tokenkit.train.optimizer_schema import OptimizerConfig
 
+LOOKING_BACK = {"gradnorm", "fixed_ratio", "project_aux", "drop_conflict", "mgda", "cagrad"}  # at gradients
+
 
 class NoiseConfig(Config):
     """Noise while training, none of it while measuring; 0 leaves every bit as it is."""
@@ -173,6 +175,11 @@ class LoopConfig(Config):
         if self.accumulation > self.batch_size:
             raise UserError(
                 f"train.accumulation: {self.accumulation} microbatches cannot be cut from a batch of {self.batch_size}"
+            )
+        if self.precision == "float16" and self.balance.method in LOOKING_BACK:
+            raise UserError(
+                f"train.precision: float16 finds its scale by steps that overflow, and train.balance.method="
+                f"{self.balance.method} would remember their gradients; write bfloat16, or a balance of losses or steps"
             )
         if self.steps > self.horizon:
             raise UserError(

@@ -130,17 +130,20 @@ class _Before:
     def __init__(self, model: PreTrainedModel):
         self.model, self.device = model, model.device
         self.modules = {
-            module: (type(module), {name: dict(module.__dict__[name]) for name in HOOKS}) for module in model.modules()
+            module: (type(module), {name: dict(module.__dict__[name]) for name in HOOKS}, set(module.__dict__))
+            for module in model.modules()
         }
 
     @torch.no_grad()
     def put_back(self, *, gather: bool) -> None:
         """Takes the spreading off; with `gather` the first process then has all of every parameter."""
         held: dict[nn.Parameter, nn.Parameter] = {}
-        for module, (kind, hooks) in self.modules.items():
+        for module, (kind, hooks, names) in self.modules.items():
             if isinstance(module, FSDPModule):
                 module.reshard()
             module.__class__ = kind
+            for name in [name for name in module.__dict__ if name not in names]:
+                del module.__dict__[name]
             for name, before in hooks.items():
                 now = module.__dict__[name]
                 for key in [key for key in now if key not in before]:

@@ -11,10 +11,10 @@ from typing import Any
 from transformers import AutoConfig
 
 from tokenkit.config import UserError, differences, dump_yaml
-from tokenkit.data.example import Row, Window
+from tokenkit.data.example import Window
 from tokenkit.data.records import Record, sha256_of
 from tokenkit.data.source import SourceConfig, describe
-from tokenkit.data.stream import StreamedRows
+from tokenkit.data.stream import Rows, StreamedRows
 from tokenkit.eval.harness import EvalRow, row_of
 from tokenkit.export.private import plain_names, redacted
 from tokenkit.losses import LOSSES
@@ -73,7 +73,7 @@ def folder_facts(folder: Path) -> dict[str, Any]:
     }
 
 
-def data_facts(rows: Sequence[Row], held_out: Sequence[str], read: Mapping[str, int]) -> dict[str, Any]:
+def data_facts(rows: Rows, held_out: Sequence[str], read: Mapping[str, int]) -> dict[str, Any]:
     """How much text there was, and a fingerprint of it; of a mixture the rows `read` of each source."""
     return _row_facts(rows) | {
         "read": dict(read),
@@ -82,7 +82,7 @@ def data_facts(rows: Sequence[Row], held_out: Sequence[str], read: Mapping[str, 
     }
 
 
-def _row_facts(rows: Sequence[Row]) -> dict[str, Any]:
+def _row_facts(rows: Rows) -> dict[str, Any]:
     if isinstance(rows, StreamedRows):  # never read whole
         return {}
     texts = [row.text if isinstance(row, Window) else json.dumps(row.messages, sort_keys=True) for row in rows]

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -11,9 +11,9 @@ from tokenkit.config import UserError, resolved
 from tokenkit.data.ahead import Numbered, made_ahead
 from tokenkit.data.batch import Batches, reading_of
 from tokenkit.data.corpus import read_training_rows
-from tokenkit.data.example import Row
 from tokenkit.data.records import Record
 from tokenkit.data.source import read_documents
+from tokenkit.data.stream import Rows, held
 from tokenkit.eval.agreement import agreement
 from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
 from tokenkit.export.adapter import export_adapter
@@ -78,7 +78,7 @@ class _Trained:
     task: TextTask
     folder: RunFolder
     progress: Progress
-    rows: Sequence[Row]
+    rows: Rows
     held_out: list[str]
     rows_read: dict[str, int]
     counts: dict[str, int]
@@ -137,7 +137,7 @@ def say(line: str, quiet: bool) -> None:
         print(line, file=sys.stderr)
 
 
-def _refuse_early(run: DistillRun, sides: Sides, objective: Objective, rows: Sequence[Row]) -> None:
+def _refuse_early(run: DistillRun, sides: Sides, objective: Objective, rows: Rows) -> None:
     """UserError for what does not fit, before a file is written."""
     check_evaluation(run.eval)
     if run.data.packing:
@@ -145,7 +145,7 @@ def _refuse_early(run: DistillRun, sides: Sides, objective: Objective, rows: Seq
         for view in views_of(sides.teacher if isinstance(sides.teacher, ModelView) else None):
             check_packing(view, sides.teacher_tokenizer.start_id())
     if isinstance(sides.teacher, Record):
-        check_record(sides.teacher, objective, run.data, rows, sides, run.teacher)
+        check_record(sides.teacher, objective, run.data, held(rows), sides, run.teacher)
     build_balance(run.train.balance, list(objective.weights()), partial(last_layer, sides.student.model), [])
     if run.ternary is not None:
         set_strength(sides.student.model, 1.0)  # as it will be in the end
@@ -225,7 +225,7 @@ def _results(run: DistillRun, trained: _Trained) -> dict[str, Any]:
     }
 
 
-def batches_of(run: DistillRun, sides: Sides, objective: Objective, rows: Sequence[Row]) -> Numbered:
+def batches_of(run: DistillRun, sides: Sides, objective: Objective, rows: Rows) -> Numbered:
     """The batches of a run, some rows of which may go on as one of its models writes them."""
     student, teacher = sides.student_tokenizer, sides.teacher_tokenizer
     batches = Batches(

@@ -145,16 +145,17 @@ def estimate_distill(run: DistillRun, rates: Rates | None = None) -> Estimate:
     """What a run of `tokenkit distill` takes; UserError where a configuration or a tokenizer is not to be had."""
     device = pick_device(run.train.device, "train.device")
     check_attention(run.train.attention, device, run.train.precision)
+    choices, shape = teachers_of(run), student_config(run)
+    shapes = [config_of(choice) for choice in choices]  # before anything that may ask the hub
     target = load_tokenizer(run.target_tokenizer) if run.target_tokenizer else None
-    choices, texts = teachers_of(run), sample_windows(run.data)
+    texts = sample_windows(run.data)
     data, model, rows = _layout(run.train)
     own = lengths_of(run.data, target or tokenizer_of(run.model), texts, rows)
     theirs = lengths_of(run.data, tokenizer_of(choices[0]), texts, rows) if choices else None
     needs = {side: _needs(Objective.of(run.losses), side) for side in ("student", "teacher")}
-    shape = student_config(run)
     with without_memory(device):
         student, other = (empty_student(run, shape, target, checkpointing=on) for on in _ways(run.train))
-        teachers = [empty_model(config_of(choice), run.train) for choice in choices]
+        teachers = [empty_model(one, run.train) for one in shapes]
         if any("attentions" in names for names in needs.values()):
             for one in (student, other, *teachers):
                 one.set_attn_implementation("eager")

@@ -1,7 +1,6 @@
 """What a run of `tokenkit distill` begins with: student and teacher in memory, everything changed that is to change."""
 
 import copy
-from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -12,8 +11,9 @@ from transformers import PreTrainedModel
 
 from tokenkit.config import UserError
 from tokenkit.data.corpus import read_texts, read_training_rows
-from tokenkit.data.example import Row, Window
+from tokenkit.data.example import Window
 from tokenkit.data.records import TOKENIZER, Record
+from tokenkit.data.stream import Rows
 from tokenkit.models.attention import check_attention, set_attention, whole_precision
 from tokenkit.models.expand import attach_expansion, old_inputs
 from tokenkit.models.generate import generate
@@ -37,7 +37,7 @@ from tokenkit.verbs.transfer import transferred
 CALIBRATION_ROWS = 16  # of the training text, on which pruning and norms of ternary layers are measured
 
 
-def prepare(run: DistillRun, rows: Sequence[Row] | None = None) -> Sides:
+def prepare(run: DistillRun, rows: Rows | None = None) -> Sides:
     """Both sides in memory: shape and tokenizer changed, matrices made ternary, adapters attached, the rest frozen.
 
     `rows` are those of the training text, read here where they are needed and not given.
@@ -82,7 +82,7 @@ def _student(
     model: PreTrainedModel,
     source: Tokenizer,
     target: Tokenizer | None,
-    rows: Sequence[Row] | None,
+    rows: Rows | None,
     shared_body: bool,
 ) -> tuple[PreTrainedModel, TransferReport | None, dict[str, Any]]:
     """The model that is trained, with another shape, tokenizer or kind of weights, and what was done for that."""
@@ -121,9 +121,10 @@ def _teacher(run: DistillRun, device: str) -> tuple[ModelView, Tokenizer] | None
     return MixtureView(views, [choice.weight for choice in run.teachers]), loaded[0][1]
 
 
-def _calibration(run: DistillRun, rows: Sequence[Row] | None, tokenizer: Tokenizer) -> list[Tensor]:
+def _calibration(run: DistillRun, rows: Rows | None, tokenizer: Tokenizer) -> list[Tensor]:
     """The first rows of the training text in a tokenizer's ids, each after the start token."""
-    texts = [row.text for row in (rows or read_training_rows(run.data))[:CALIBRATION_ROWS] if isinstance(row, Window)]
+    some = (read_training_rows(run.data) if rows is None else rows)[:CALIBRATION_ROWS]
+    texts = [row.text for row in some if isinstance(row, Window)]
     if not texts:
         raise UserError(
             "data.format: 'chat', but pruning and norms of ternary layers are measured on plain text; "

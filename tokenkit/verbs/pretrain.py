@@ -1,6 +1,6 @@
 """`tokenkit pretrain`: a small language model and its tokenizer from nothing, for demonstrations and tests."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,12 +12,12 @@ from tokenkit.config import Config, UserError, resolved
 from tokenkit.data.ahead import made_ahead
 from tokenkit.data.batch import Batches
 from tokenkit.data.corpus import DataConfig, read_texts, read_training_rows
-from tokenkit.data.example import Row
 from tokenkit.data.source import read_documents
+from tokenkit.data.stream import Rows
 from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
 from tokenkit.export.expanded import export_model
 from tokenkit.models.attention import attention_of, check_attention, set_attention, whole_precision
-from tokenkit.models.factorised_view import attach_factorised
+from tokenkit.models.factorised_view import FactorisedView, attach_factorised
 from tokenkit.models.latents import resize_and_init
 from tokenkit.models.load import input_matrix
 from tokenkit.models.packed import check_packing
@@ -33,7 +33,9 @@ from tokenkit.tokenizers.train import train_tokenizer
 from tokenkit.train.counted import Counted
 from tokenkit.train.folder import RunFolder, write_json
 from tokenkit.train.loop import train
+from tokenkit.train.parallel import first, leaders, leads, processes, ranks
 from tokenkit.train.schema import TrainConfig
+from tokenkit.train.sharding import sharded
 from tokenkit.train.sinks import Sinks
 from tokenkit.train.tasks.distill import TextTask
 from tokenkit.train.tasks.joint import JointBatches, JointTask
@@ -99,6 +101,9 @@ class PretrainRun(Config):
     def _whole(self) -> "PretrainRun":
         if (self.model is None) != (self.train is None):
             raise UserError("pretrain: give both model and train, or neither for a tokenizer alone")
+        train = self.train
+        if train is not None and (train.mode != "full" or train.embeddings != "all" or train.prefix is not None):
+            raise UserError("pretrain: a new model is trained whole; leave train.mode, embeddings and prefix out")
         if self.data.format != "text":
             raise UserError("pretrain: data.format 'chat' is for distill; pretrain reads text")
         return self
@@ -106,48 +111,93 @@ class PretrainRun(Config):
 
 def pretrain(run: PretrainRun, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Trains, measures and exports; the results that are also in `output/results.json`."""
+    if run.model is None or run.train is None:
+        return _tokenizer_alone(run, resume)
+    with processes(run.train.parallel, pick_device(run.train.device, "train.device")):
+        trained, leading = _trained(run, run.model, run.train, resume, quiet), leads()
+    return _finished(run, trained) if leading else {}
+
+
+def _tokenizer_alone(run: PretrainRun, resume: bool) -> dict[str, Any]:
     documents = read_texts(run.data)
     held_out = read_documents(run.eval.source)
-    folder = RunFolder(run.output, Sinks() if run.train is None else Sinks(run.train.sinks, run.train.project))
+    _claim(run, RunFolder(run.output), resume)
+    tokenizer = _tokenizer(run, documents)
+    results = {"vocab_size": tokenizer.vocab_size, "bytes_per_token": _bytes_per_token(tokenizer, held_out)}
+    write_json(run.output / "results.json", results)
+    return results
+
+
+def _claim(run: PretrainRun, folder: RunFolder, resume: bool) -> None:
     folder.claim(resolved(run), resume=resume)
     begin_card(run.output, "pretrain")
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What is left of the training for the export."""
+
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    task: TextTask
+    folder: RunFolder
+    results: dict[str, Any]
+    spelled: float | None
+    facts: dict[str, Any]
+    counts: dict[str, int]
+
+
+def _trained(
+    run: PretrainRun, fields: dict[str, Any], config_train: TrainConfig, resume: bool, quiet: bool
+) -> _Trained:
+    documents = read_texts(run.data)
+    held_out = read_documents(run.eval.source)
+    folder = RunFolder(run.output, Sinks(config_train.sinks if leads() else [], config_train.project))
+    first(lambda: _claim(run, folder, resume))
+    first(lambda: str(_tokenizer(run, documents)))  # the others read what the first has made
     tokenizer = _tokenizer(run, documents)
-    if run.model is None or run.train is None:
-        results = {"vocab_size": tokenizer.vocab_size, "bytes_per_token": _bytes_per_token(tokenizer, held_out)}
-        write_json(run.output / "results.json", results)
-        return results
-    model = _model(run.model, run.train, tokenizer)
+    model = _model(fields, config_train, tokenizer)
     view = _embedded(run, model, tokenizer)
+    if ranks().mesh is not None and (run.reconstruction is not None or isinstance(view, FactorisedView)):
+        raise UserError(
+            "train.parallel: a model that makes rows of a learned tokenizer's codes, or reads strings off its rows, is "
+            "trained by one process; start it without torchrun"
+        )
     rows = read_training_rows(run.data)
-    task, batches = _task(run, view, tokenizer, rows)
     if run.data.packing:
         check_packing(view, tokenizer.start_id())
-    spelled = task.speller.exact(input_matrix(model)) if isinstance(task, JointTask) else None
-    measure = _measure(run, task.student, tokenizer, held_out)
-    with made_ahead(batches, run.data.workers) as ahead:
-        counted = Counted(ahead)
-        progress = train(task, counted, run.train, folder, measure, label="pretrain", quiet=quiet)
-    folder.sinks.close()
-    results = {
-        **measure(),
-        "steps": progress.step,
-        "tokens": progress.num_tokens,
-        "bytes": progress.num_bytes,
+    sizes = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "attention": f"{attention_of(model)} (student)",
         "training_bytes_available": sum(len(d.encode()) for d in documents),
         "held_out_bytes": sum(len(d.encode()) for d in held_out),
     }
-    target = run.output / "model"
+    with sharded(view, None, ranks()):
+        task, batches = view.whole(lambda: _task(run, view, tokenizer, rows))
+        joint = task if isinstance(task, JointTask) else None
+        spelled = None if joint is None else view.whole(lambda: joint.speller.exact(input_matrix(model)))
+        measure = _measure(run, task.student, tokenizer, held_out)
+        with made_ahead(batches, run.data.workers) as ahead:
+            counted = Counted(ahead)
+            progress = train(task, counted, config_train, folder, measure, label="pretrain", quiet=quiet)
+        reached = {"steps": progress.step, "tokens": progress.num_tokens, "bytes": progress.num_bytes}
+        results = {**leaders(measure()), **reached, **sizes}
+    facts = data_facts(rows, held_out, batches.rows_read(progress.step))
+    return _Trained(model, tokenizer, task, folder, results, spelled, facts, counted.counts)
+
+
+def _finished(run: PretrainRun, trained: _Trained) -> dict[str, Any]:
+    trained.folder.sinks.close()
+    results, target, task = trained.results, run.output / "model", trained.task
     if not target.exists():
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[run.export_dtype]
-        export_model(model, tokenizer, target, dtype=dtype)
+        export_model(trained.model, trained.tokenizer, target, dtype=dtype)
     if isinstance(task, JointTask):
         task.speller.save(run.output / "speller.safetensors")
-        results |= {"spelled_before": spelled, "spelled": task.speller.exact(input_matrix(model))}
+        spelled = task.speller.exact(input_matrix(trained.model))
+        results = {**results, "spelled_before": trained.spelled, "spelled": spelled}
     write_json(run.output / "results.json", results)
-    facts = data_facts(rows, held_out, batches.rows_read(progress.step))
-    finish_card(run.output, run.card, lambda: {"data": facts, "counts": counted.counts})
+    finish_card(run.output, run.card, lambda: {"data": trained.facts, "counts": trained.counts})
     return results
 
 
@@ -196,7 +246,7 @@ def _model(fields: dict[str, Any], config_train: TrainConfig, tokenizer: Tokeniz
     check_attention(config_train.attention, device, config_train.precision)
     model = AutoModelForCausalLM.from_config(config)
     set_attention(model, config_train.attention)
-    return model.float().to(device)
+    return model.float().to(device if ranks().mesh is None else "cpu")  # what is spread over GPUs may not fit on one
 
 
 def _fixed(tokenizer: Tokenizer) -> Tokenizer:
@@ -217,7 +267,7 @@ def _embedded(run: PretrainRun, model: PreTrainedModel, tokenizer: Tokenizer) ->
     return ModelView(model)
 
 
-def _task(run: PretrainRun, view: ModelView, tokenizer: Tokenizer, rows: Sequence[Row]) -> tuple[TextTask, Batches]:
+def _task(run: PretrainRun, view: ModelView, tokenizer: Tokenizer, rows: Rows) -> tuple[TextTask, Batches]:
     assert run.train is not None
     joint, sizes = run.reconstruction, {"batch_size": run.train.batch_size, "seed": run.train.seed}
     packing = run.data.pack_bytes
@@ -238,7 +288,7 @@ def _measure(run: PretrainRun, view: ModelView, tokenizer: Tokenizer, held_out: 
 
     def measure() -> dict[str, float]:
         with whole_precision(view.model):
-            found = bits_per_byte(view, tokenizer, held_out, **options)
+            found = view.whole(lambda: bits_per_byte(view, tokenizer, held_out, **options))
         return {"bits_per_byte": found.value, "bytes_per_token": found.bytes_per_token}
 
     return measure

@@ -35,6 +35,7 @@ from tokenkit.data.records import (
     sha256_of,
 )
 from tokenkit.data.source import read_documents
+from tokenkit.data.stream import held
 from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
 from tokenkit.models.adapter import SETTINGS, WEIGHTS
 from tokenkit.models.view import ModelView
@@ -74,7 +75,7 @@ class RecordRun(Config):
 def record(run: RecordRun, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Writes the output folder; what the command prints."""
     model, tokenizer = load_pair(run.teacher, pick_device(run.device), teacher=True)
-    rows = read_training_rows(run.data)
+    rows = held(read_training_rows(run.data))
     held_out = read_documents(run.eval.source) if run.eval else []
     identity = data_identity(run.data, rows, tokenizer) | teacher_identity(run.teacher)
     view, reading = ModelView(model), reading_of(run.data, tokenizer, None)

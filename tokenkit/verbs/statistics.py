@@ -10,6 +10,7 @@ from torch import Tensor
 from tokenkit.data.batch import collate, reading_of
 from tokenkit.data.example import Row, make_examples
 from tokenkit.data.records import Record
+from tokenkit.data.stream import Rows
 from tokenkit.models.paired import Paired
 from tokenkit.models.statistics import teacher_statistics, weights_fingerprint
 from tokenkit.train.parallel import ranks
@@ -19,7 +20,7 @@ from tokenkit.verbs.record import data_identity
 from tokenkit.verbs.sides import Sides, wanted_of
 
 
-def measure_teacher(run: DistillRun, task: TextTask, sides: Sides, rows: Sequence[Row]) -> int:
+def measure_teacher(run: DistillRun, task: TextTask, sides: Sides, rows: Rows) -> int:
     """Gives every loss that needs them its statistics; how many passes over the text that took."""
     pairs = [part for part in task.projectors.paired.values() if isinstance(part, Paired)]
     asking = [paired for paired in pairs if paired.needs_statistics]

@@ -1,6 +1,6 @@
 """`tokenkit train-hypernet`: a network that makes the rows of any tokenizer for one model; the model stays as it is."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 from tokenkit.config import Config, UserError, resolved
 from tokenkit.data.ahead import made_ahead
 from tokenkit.data.corpus import DataConfig, read_texts, read_training_rows
-from tokenkit.data.example import Row
 from tokenkit.data.source import read_documents
+from tokenkit.data.stream import Rows
 from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
 from tokenkit.models.hypernet import FILE, NUM_BYTES, Hypernet, hypernet_for, matrices_of
 from tokenkit.models.hypernet_layers import HypernetConfig
@@ -26,6 +26,7 @@ from tokenkit.tokenizers.spec import TokenizerSpec
 from tokenkit.train.counted import Counted
 from tokenkit.train.folder import RunFolder, write_json
 from tokenkit.train.loop import train
+from tokenkit.train.parallel import first, leads, processes
 from tokenkit.train.schema import LoopConfig
 from tokenkit.train.sinks import Sinks
 from tokenkit.train.tasks.hypernet import HypernetObjective, HypernetTask, SampledBatches
@@ -85,7 +86,15 @@ class TrainHypernetRun(Config):
 
 
 def train_hypernet(run: TrainHypernetRun, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
-    """Trains the network, writes `output/hypernet.safetensors`; the results that are also in `output/results.json`."""
+    """Trains the network, writes `output/hypernet.safetensors`; the results that are also in `output/results.json`.
+
+    Of several processes each has the model and the network, and reads its part of every step.
+    """
+    with processes(run.train.parallel, pick_device(run.train.device, "train.device")):
+        return _trained(run, resume, quiet)
+
+
+def _trained(run: TrainHypernetRun, resume: bool, quiet: bool) -> dict[str, Any]:
     model, source = load_pair(run.model, pick_device(run.train.device, "train.device"))
     require_lossless(source, "the tokenizer of a hypernetwork's model")
     if run.negatives is not None and "softcap" in logit_settings(model):
@@ -108,14 +117,14 @@ def train_hypernet(run: TrainHypernetRun, *, resume: bool = False, quiet: bool =
     if run.data.packing:
         check_packing(view, source.start_id())
     measured = HeldOut(run.eval, view, source, held_out)
-    folder = RunFolder(run.output, Sinks(run.train.sinks, run.train.project))
-    folder.claim(resolved(run), resume=resume)
+    folder = RunFolder(run.output, Sinks(run.train.sinks if leads() else [], run.train.project))
+    first(lambda: folder.claim(resolved(run), resume=resume))
     measure = partial(measured.by_network, network)
     with made_ahead(batches, run.data.workers) as ahead:
         progress = train(task, Counted(ahead), run.train, folder, measure, label="hypernet", quiet=quiet)
     folder.sinks.close()
     facts = {"model": run.model.source, "source_tokenizer": source.fingerprint, "steps": progress.step}
-    if not (run.output / FILE).exists():
+    if leads() and not (run.output / FILE).exists():
         network.save(run.output / FILE, facts)
     results = {
         "steps": progress.step,
@@ -126,6 +135,8 @@ def train_hypernet(run: TrainHypernetRun, *, resume: bool = False, quiet: bool =
         "fvt": measured.by_initializer("fvt"),
         "hypernet": measured.by_network(network),
     }
+    if not leads():
+        return {}
     write_json(run.output / "results.json", results)
     return results
 
@@ -138,7 +149,7 @@ def _network(run: TrainHypernetRun, view: ModelView, source: Tokenizer) -> Hyper
 
 
 def _batches(
-    run: TrainHypernetRun, task: HypernetTask, source: Tokenizer, documents: list[str], rows: Sequence[Row]
+    run: TrainHypernetRun, task: HypernetTask, source: Tokenizer, documents: list[str], rows: Rows
 ) -> SampledBatches:
     return SampledBatches(
         rows,

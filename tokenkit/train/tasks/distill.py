@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from tokenkit.align.boundary import boundary_tokens
 from tokenkit.config import UserError
@@ -22,6 +23,7 @@ from tokenkit.models.ternary import TernaryConfig, set_strength, strength_at
 from tokenkit.models.view import ModelView
 from tokenkit.objective import Objective
 from tokenkit.quantities import SIDES
+from tokenkit.scores import UNREAD
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.train.balance import last_layer
 from tokenkit.train.scaler import Precision, autocast
@@ -59,6 +61,7 @@ class TextTask:
             teacher = teacher.limited(self._rows)
         self.objective, self.student, self.teacher = objective, student, teacher
         self.ternary, self.step, self.hypernet, self.trained = ternary, 0, hypernet, trained
+        student.alike = objective.scores_alike
         self.device = student.model.device
         self.precision = precision
         self.pair = {name: tensor.to(self.device) for name, tensor in pair.items()}
@@ -153,7 +156,7 @@ class TextTask:
             return found | self._learned({**known, **found}, means)
 
     def _leaves(self, view: ModelView, side: str, needs: set[str], batch: Batch, **top: Any) -> dict[str, Tensor]:
-        inputs, labels = batch.tensors[f"{side}_inputs"], batch.tensors[f"{side}_labels"]
+        inputs, labels = batch.tensors[f"{side}_inputs"], _marked(batch.tensors, side)
         if "eos_logp" in needs and not self._sets[side]["eos_logp"].any():
             raise UserError(
                 f"losses.alm.boundary: the {side}'s tokenizer has no end-of-text token; write boundary=space"
@@ -204,6 +207,12 @@ class TextTask:
 
     def _autocast(self) -> AbstractContextManager:
         return autocast(self.device, self.precision)
+
+
+def _marked(tensors: Mapping[str, Tensor], side: str) -> Tensor:
+    """Labels, with a mark of their own behind a row's last token: no score of anything there is read."""
+    follows = tensors[f"{side}_token_mask"]
+    return tensors[f"{side}_labels"].masked_fill(~(follows | pad(follows[:, :-1], (1, 0))), UNREAD)
 
 
 def _packed_leaves(

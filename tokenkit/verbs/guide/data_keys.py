@@ -74,9 +74,7 @@ def harness_keys(at: str) -> tuple[Key, ...]:
     )
 
 
-EVAL = (
-    *harness_keys("eval.harness"),
-    Key("skip_lm_eval", "eval.harness", section="harness", note="true is none"),
+HELD_OUT = (
     Key(
         "ppl_eval_data",
         "eval.source",
@@ -86,6 +84,11 @@ EVAL = (
     ),
     Key("val_split", "eval.source.split", section="held_out", note="of the training data's dataset"),
     Key("max_val_examples", "eval.source.max_documents", section="held_out"),
+)
+EVAL = (
+    *harness_keys("eval.harness"),
+    Key("skip_lm_eval", "eval.harness", section="harness", note="true is none"),
+    *HELD_OUT,
 )
 KEYS = (*DATA, *EVAL)
 

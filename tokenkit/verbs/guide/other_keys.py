@@ -255,7 +255,13 @@ def guides() -> tuple[Guide, ...]:
     tasks: Mapping[str, Any] = {"harness": data_keys.harness, **held}
     lockstep = {"mappings": _mappings, "models": _models, "harness": _lockstep_harness}
     network = (*train_keys.LOOP, *train_keys.OPTIMIZER, *train_keys.BALANCE, *loss_keys.KEYS, *data_keys.DATA)
-    network = (*SAMPLER, *side_keys.RUNNING, *side_keys.HYPERNET[len(side_keys.NETWORK) :], *network)
+    network = (
+        *SAMPLER,
+        *side_keys.RUNNING,
+        *data_keys.HELD_OUT,
+        *side_keys.HYPERNET[len(side_keys.NETWORK) :],
+        *network,
+    )
     hypernet = {"block": _block, "tokenizers": _tokenizers, "frozen": _frozen, **train_keys.SECTIONS}
     hypernet |= {**side_keys.SECTIONS, **data_keys.SECTIONS, "losses": _network_losses}
     long = ("dry_run", "resume", "quiet")

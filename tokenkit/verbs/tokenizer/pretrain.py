@@ -29,6 +29,7 @@ from tokenkit.tokenizers.autoencoder.tokenizer import save_with_fast
 from tokenkit.train.checkpoint_files import Identity, StepFiles
 from tokenkit.train.folder import MAY_CHANGE, RUN_FILE, RunFolder, write_json
 from tokenkit.train.loop import train
+from tokenkit.train.parallel import first, leads, processes
 from tokenkit.train.recipe import ACCURACY, LOSSES, TokenizerTrainConfig
 from tokenkit.train.sinks import Sinks
 from tokenkit.train.tasks.autoencode import AutoencodeTask
@@ -113,13 +114,27 @@ def pretrain_tokenizer(
     """Trains, measures and packages; the results that are also in `output/results.json`.
 
     `resume_from` is the checkpoint to go on from, by default the newest; `tell` gets lines of progress of the reading.
+    Of several processes each has the network, and reads its part of every step.
     """
+    with processes(run.train.parallel, pick_device(run.train.device, "train.device")):
+        return _trained(run, resume, resume_from, allow_config_change, quiet, tell)
+
+
+def _trained(
+    run: TokenizerPretrainRun,
+    resume: bool,
+    resume_from: Path | None,
+    allow_config_change: bool,
+    quiet: bool,
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
     corpus = read_corpus(run.data, tell)
     task, batches = build_task(run, corpus)
     held_out = HeldOut.of(corpus.held_out, corpus.train, task.network.max_bytes, run.train.max_eval_chunks)
-    folder = RunFolder(run.output, Sinks(run.train.sinks, run.train.project))
+    folder = RunFolder(run.output, Sinks(run.train.sinks if leads() else [], run.train.project))
     continues = resume or (resume_from is not None and (run.output / RUN_FILE).is_file())
-    folder.claim(resolved(run), resume=continues, may_change=None if allow_config_change else _may_change(run))
+    may_change = None if allow_config_change else _may_change(run)
+    first(lambda: folder.claim(resolved(run), resume=continues, may_change=may_change))
     files = StepFiles(
         run.checkpoint_folder,
         identity_of(run, corpus, batches),
@@ -138,6 +153,8 @@ def pretrain_tokenizer(
         quiet=quiet,
     )
     folder.sinks.close()
+    if not leads():
+        return {}
     everything = HeldOut.of(corpus.held_out, corpus.train, task.network.max_bytes)
     results = {
         **measure(task.average, everything, shortest=True),
