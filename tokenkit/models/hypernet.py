@@ -76,6 +76,8 @@ class Hypernet(nn.Module):
         `gather` gives the rows of ids of the source.
         """
         lengths = lengths.clamp_max(self.config.max_seq_length)
+        if len(lengths) == 0:  # no row, and yet a gradient of 0 for the network
+            return self(gather(lengths.new_zeros(1)).unsqueeze(0), lengths.new_ones(1))[:0]
         found, order = [], []
         for length in lengths.unique().tolist():
             chosen = (lengths == length).nonzero()[:, 0]

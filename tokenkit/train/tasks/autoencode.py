@@ -13,6 +13,7 @@ from tokenkit.data.chunk_batches import ChunkBatches
 from tokenkit.eval.reconstruction import failing
 from tokenkit.objective import Objective
 from tokenkit.tokenizers.autoencoder.network import AutoEncoder
+from tokenkit.train.parallel import several, total
 from tokenkit.train.scaler import Precision, autocast
 
 log = logging.getLogger(__name__)
@@ -126,6 +127,8 @@ class AutoencodeTask:
         """Moves the running shares of the levels, and warns of codes that are used badly."""
         digits = self.network.quantizer.digits(latents).flatten(1)
         counts = torch.nn.functional.one_hot(digits, self._shares.shape[1]).float().mean(0)
+        if several():
+            counts = total(counts * len(digits)) / total(torch.tensor(float(len(digits)), device=counts.device))
         shares = counts * self._levels.unsqueeze(1).to(counts)
         self._shares = self._shares.to(shares).lerp(shares, 1 - SHARES_DECAY)
         self._recent = [*self._recent[1 - LOOKED_AT :], latents]

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -192,8 +192,8 @@ def identity_of(run: TokenizerPretrainRun, corpus: ChunkCorpus, batches: ChunkBa
     """What a checkpoint of this run may only be continued under."""
     compared = resolved(run)
     for name in {*_may_change(run), "data", "init"}:  # the text has a fingerprint of its own
-        section, _, key = name.rpartition(".")
-        (compared[section] if section else compared).pop(key, None)
+        *sections, key = name.split(".")
+        reduce(lambda values, section: values[section], sections, compared).pop(key, None)
     header = {"network": resolved(run.network.plain()), "chunker": corpus.chunker}
     return Identity(
         config=digest(compared),
