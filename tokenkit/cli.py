@@ -1,6 +1,5 @@
 """The command line: one thin function per verb. Heavy imports stand inside, so that help is quick."""
 
-import errno
 import sys
 from typing import Annotated
 
@@ -12,16 +11,17 @@ from tokenkit.cli_shared import (
     Quiet,
     Resume,
     Words,
-    log_calmly,
+    check_processes,
     print_distilled,
     print_json,
     print_results,
     print_rich,
     print_values,
+    run_script,
     shown,
     shown_training,
 )
-from tokenkit.config import UserError, load
+from tokenkit.config import load
 
 app = typer.Typer(
     name="tokenkit",
@@ -373,24 +373,12 @@ def schema(
 
 def main() -> None:
     """Runs the command line; a user's mistake is one line and exit code 2, an obeyed signal 128 plus its number."""
-    log_calmly()
-    try:
-        app(prog_name="tokenkit")
-    except UserError as error:
-        typer.echo(f"tokenkit: {error}", err=True)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        typer.echo(f"tokenkit: {error.filename or 'output'}: no space left on the disk; free some and go on", err=True)
-        sys.exit(2)
-    except Exception as error:
-        from tokenkit.train.loop import Interrupted
 
-        if not isinstance(error, Interrupted):
-            raise
-        typer.echo(f"tokenkit: {error}", err=True)
-        sys.exit(128 + error.signal_number if error.signal_number else 0)
+    def act() -> None:
+        check_processes(sys.argv[1:])
+        app(prog_name="tokenkit")
+
+    run_script("tokenkit", act)
 
 
 if __name__ == "__main__":

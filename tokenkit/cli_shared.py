@@ -1,8 +1,10 @@
 """What the commands of the command line share: their words and options, and how they print."""
 
+import errno
 import logging
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +21,23 @@ Words = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved run, and what training takes; leave.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that the output folder holds.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+
+
+SPREAD = ("distill", "pretrain", "train-hypernet", "tokenizer pretrain")  # what several processes do together
+
+
+def rank() -> int:
+    """The number of this process among those that `torchrun` started; 0 without it."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def check_processes(words: Sequence[str]) -> None:
+    """UserError where `torchrun` started several processes of what one process does."""
+    count = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    asked = "--help" in words or "--dry-run" in words
+    if count > 1 and not asked and not any(" ".join(words).startswith(name) for name in SPREAD):
+        what = next((word for word in words), "this")
+        raise UserError(f"{what}: is done by one process, and torchrun started {count}; start it without torchrun")
 
 
 def log_calmly() -> None:
@@ -94,13 +113,20 @@ def run_script(name: str, action: Callable[[], int | None]) -> None:
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        where = error.filename or "output"
+        print(f"{name}: {where}: no space left on the disk; free some and go on", file=sys.stderr)
+        sys.exit(2)
     except Exception as error:
         from tokenkit.train.loop import Interrupted
 
         if not isinstance(error, Interrupted):
             raise
-        print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(128 + error.signal_number)
+        if rank() == 0:
+            print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(128 + error.signal_number if error.signal_number else 0)
     else:
         if code:
             sys.exit(code)

@@ -125,9 +125,9 @@ def _as_it_is(value: Any) -> Any:
 
 
 def _left_alone(number: int) -> None:
-    """The run alone answers to signals; it ends its processes by itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """The run alone answers to signals, also to those that all its processes get, and finishes its step first."""
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from tokenkit.models.ternary import set_strength, strength_at
 from tokenkit.models.ternary_watch import TernaryWatch
 from tokenkit.models.view import ModelView
 from tokenkit.objective import Objective
+from tokenkit.quantities import TAPPED
 from tokenkit.report.page import write_page
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.train.balance import build_balance, last_layer
@@ -140,6 +141,13 @@ def say(line: str, quiet: bool) -> None:
 def _refuse_early(run: DistillRun, sides: Sides, objective: Objective, rows: Rows) -> None:
     """UserError for what does not fit, before a file is written."""
     check_evaluation(run.eval)
+    heads = TAPPED | {"attentions"}
+    asked = [name for name in objective.names if name.partition("_")[2] in heads]
+    if run.train.parallel.model > 1 and asked:
+        raise UserError(
+            f"train.parallel.model: {run.train.parallel.model}, but a loss reads {asked[0]} of all heads, and each "
+            "process has some of them; write train.parallel.model=1"
+        )
     if run.data.packing:
         check_packing(sides.student, sides.student_tokenizer.start_id())
         for view in views_of(sides.teacher if isinstance(sides.teacher, ModelView) else None):
