@@ -30,7 +30,8 @@ def command(folder: Path, processes: int, steps: int) -> list[str]:
         f"target_tokenizer={ASSETS / 'demo_unigram'}",
         "losses={alm: {weight: 10}, clm: {}}",
         "data={source: {stdlib: train, max_bytes: 200000}, window_bytes: 128}",
-        f"train={{steps: {steps}, batch_size: 4, mode: lora, lora: {{rank: 4, dropout: 0.1}}, save_every: 10, log_every: 1}}",
+        f"train={{steps: {steps}, batch_size: 4, mode: lora, save_every: 10, log_every: 1}}",
+        "train.lora={rank: 4, dropout: 0.1}",
         "train.optimizer={learning_rate: 1e-3, warmup_steps: 10}",
         "eval={source: {stdlib: held_out, max_bytes: 2048}}",
     ]

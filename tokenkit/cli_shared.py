@@ -79,11 +79,14 @@ def print_results(values: dict[str, Any]) -> None:
         print_values(values)
 
 
+HIDDEN = ("transfer", "losses", "benchmarks", "model")  # of results: too long for a terminal, or said in other words
+
+
 def print_distilled(results: dict[str, Any], folder: Path) -> None:
     """Prints what a distilling run has found, and where its model is; nothing in a process that has no results."""
     if not results:  # another process of this run has them, and tells
         return
-    print_values({key: value for key, value in results.items() if key not in ("transfer", "losses", "benchmarks")})
+    print_values({key: value for key, value in results.items() if key not in HIDDEN})
     if "benchmarks" in results:
         from tokenkit.verbs.benchmarks import benchmark_table
 

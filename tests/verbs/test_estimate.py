@@ -48,7 +48,7 @@ def spent(rows=2, tokens=16, needs=frozenset({"label_logp"}), microbatches=1, ha
     with without_memory("cpu"):
         model = LlamaForCausalLM(SHAPE).train()
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         student = Side(ModelView(model), rows, tokens, needs)
         found = step_spent(student, None, half=half, microbatches=microbatches, width=64)
     return found, parameter_bytes(model)
@@ -59,7 +59,7 @@ def kept_in_truth(checkpointing, half=None):
     torch.manual_seed(0)
     model = LlamaForCausalLM(SHAPE).train()
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     seen = {}
 
@@ -78,7 +78,7 @@ def kept_in_truth(checkpointing, half=None):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_activations_are_those_that_autograd_saves(checkpointing):
     found, _ = spent(checkpointing=checkpointing)
-    assert found.kept_bytes == pytest.approx(kept_in_truth(checkpointing), rel=0.1)
+    assert found.kept_bytes == pytest.approx(kept_in_truth(checkpointing), abs=16_384)
 
 
 def test_operations_are_six_per_weight_and_token_and_what_attention_takes():

@@ -137,7 +137,7 @@ def told(found: Estimate, train: TrainConfig) -> list[str]:
     ]
 
 
-def _size(count: float) -> str:
+def _size(count: int | float) -> str:
     return f"{count / 1e6:,.1f} MB" if count < 1e10 else f"{count / 1e9:,.1f} GB"
 
 
@@ -266,7 +266,7 @@ def _whole(
         device,
         train.precision,
         rows,
-        Lengths(0, 0),
+        Lengths(0.0, 0),
         None,
         weights=own,
         gradients=grads,
@@ -295,7 +295,7 @@ def optimizer_bytes(model: nn.Module, config: OptimizerConfig) -> int:
     return round(sum(_state_bytes(parameter, config) for parameter in model.parameters() if parameter.requires_grad))
 
 
-def _state_bytes(parameter: nn.Parameter, config: OptimizerConfig) -> float:
+def _state_bytes(parameter: nn.Parameter, config: OptimizerConfig) -> int | float:
     count, moments = parameter.numel(), 1 if "lion" in config.name else 2
     if "8bit" in config.name:
         return moments * count * (BLOCKS if count >= QUANTISED_FROM else 4)

@@ -150,7 +150,7 @@ def sample_windows(data: DataConfig) -> list[str]:
 def lengths_of(data: DataConfig, tokenizer: Tokenizer, texts: Sequence[str], rows: int) -> Lengths:
     """How long the rows of microbatches of so many rows are in a tokenizer's ids."""
     if data.format == "chat":
-        return Lengths(data.window_bytes, data.window_bytes)
+        return Lengths(float(data.window_bytes), data.window_bytes)
     if not texts:
         guess = data.window_bytes / (1 if all(map(_is_byte, tokenizer.token_bytes[:256])) else BYTES_PER_TOKEN)
         return Lengths(guess, round(guess), guessed=True)
