@@ -46,8 +46,8 @@ class ModelView:
         self.alike = False
         """Whether every label's score counts for as much as any other's, which saves time (`scores.token_scores`)."""
         self.whole: Callable[[Callable[[], Any]], Any] = ModelView.at_once
-        """Does some work that reads the model: of one that is spread over processes, what no layer holds is in one piece
-        inside. Whoever reads a model that is trained reads it in here."""
+        """Does some work that reads the model. Of one that is spread over processes, what no layer holds is in one
+        piece. Whoever reads a model that is trained reads it in here."""
 
     @staticmethod
     def at_once(work: Callable[[], Any]) -> Any:

@@ -10,6 +10,7 @@ from types import FrameType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
+from torch import Tensor
 
 from tokenkit.config import UserError
 from tokenkit.train.audit import Audit
@@ -21,7 +22,9 @@ from tokenkit.train.folder import RunFolder
 from tokenkit.train.noise import Noise
 from tokenkit.train.optimizer import build_optimizer, set_learning_rate
 from tokenkit.train.parallel import clip, first, largest, leaders, leads, ranks
+from tokenkit.train.parameter_kinds import parameter_kinds
 from tokenkit.train.profile import profiled
+from tokenkit.train.scaler import Guard
 from tokenkit.train.schema import BestConfig, LoopConfig
 from tokenkit.train.step import Beside, StepResult, accumulate_gradients
 from tokenkit.train.tasks import StepBatches, Task
@@ -70,7 +73,7 @@ def train(
         with _progress_bar(label, config.steps, progress.step, quiet) as advance:
             while progress.step < config.steps and not is_enough(progress, config):
                 with run.audit.step():
-                    result, norm, rate = _step(run, progress.step, checkpoints)
+                    result, norm, rate = _step(run, progress.step)
                     task.stepped(progress.step + 1, config.horizon)
                 progress = progress.after(result.loss, result.num_tokens, result.num_bytes)
                 run.audit.count(result.num_tokens)
@@ -79,17 +82,23 @@ def train(
                 asked = largest(stop.signal_number)  # one process that is asked to leave asks all
                 leaving = asked != 0 or progress.step == config.stop_after
                 last = progress.step == config.steps
-                if progress.step % config.log_every == 0 or last:
-                    folder.log(_metrics(progress, result, norm, rate) | run.audit.values() | run.compiled.values())
+                logging = progress.step % config.log_every == 0 or last
+                saving = progress.step % config.save_every == 0 or last or leaving
+                measuring = _is_measured(progress.step, config)
+                if logging or saving or measuring or task.device.type == "cpu":  # the look makes a host wait for a GPU
+                    _check_finite(run, checkpoints)
+                if logging:
+                    beside = run.audit.values() | run.compiled.values() | run.guard.values()
+                    folder.log(_metrics(progress, result, norm.item(), rate) | beside)
                 if run.is_diagnosed(progress.step):
                     folder.log({"step": progress.step, **run.diagnosis.values()})
-                if _is_measured(progress.step, config):
+                if measuring:
                     values = _measured(run, evaluate)
                     folder.log({"step": progress.step, **values, **run.audit.evaluation_values()})
                     progress, improved = judged(progress, values, config.best)
                     checkpoints.measured(run.training, progress, improved)
                 last = last or is_enough(progress, config)
-                if progress.step % config.save_every == 0 or last or leaving:
+                if saving or last:
                     checkpoints.save(run.training, progress, config.keep_checkpoints, last)
                 if leaving and not last:
                     raise Interrupted(progress.step, asked)
@@ -136,6 +145,7 @@ class _Run:
     noise: Noise
     diagnosis: Diagnosis
     compiled: Compiled
+    guard: Guard
     profile_step: Callable[[], None]
 
     def is_diagnosed(self, step: int) -> bool:
@@ -161,12 +171,14 @@ def _begun(task: Task, batches: StepBatches, config: LoopConfig, folder: RunFold
     diagnosis = Diagnosis(
         list(parameters.values()), names, batch_rows=config.batch_size, noise_scale=config.noise_scale
     )
-    owners = {"task": task, "batches": batches, "diagnosis": diagnosis}
-    training = Training(parameters, build_optimizer(parameters, config.optimizer), balance, owners)
+    guard = Guard(task.device, scaling=config.precision == "float16")
+    owners = {"task": task, "batches": batches, "diagnosis": diagnosis, "guard": guard}
+    kinds = parameter_kinds(parameters, task.modules())
+    training = Training(parameters, build_optimizer(parameters, config.optimizer, kinds), balance, owners)
     audit = Audit(task.device, config.collect_garbage_every)
     profile = profiled(folder.path / "profile", config.profile if leads() else None, task.device)
     with audit.run(), compiled(task, config.compile) as graphs, profile as profile_step:
-        yield _Run(task, batches, config, training, audit, noise, diagnosis, graphs, profile_step)
+        yield _Run(task, batches, config, training, audit, noise, diagnosis, graphs, guard, profile_step)
 
 
 def _measured(run: _Run, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -177,14 +189,15 @@ def _measured(run: _Run, evaluate: Callable[[], dict[str, float]]) -> dict[str, 
     return leaders(values)
 
 
-def _step(run: _Run, step: int, checkpoints: Checkpoints) -> tuple[StepResult, float, float]:
-    task, config, training, clock = run.task, run.config, run.training, run.audit.clock
+def _step(run: _Run, step: int) -> tuple[StepResult, Tensor, float]:
+    task, config, training, clock, guard = run.task, run.config, run.training, run.audit.clock, run.guard
     with clock("data"):
         here = ranks()
         batches = run.batches.at(step, config.accumulation, here.data_rank, here.data)
     seed = (config.seed * 1_000_003 + step) * 1_009  # one stream per step, whatever happened before it
     weights = task.objective.weights_at(step, config.horizon)
-    beside = Beside(clock, run.noise, run.diagnosis.look if run.is_diagnosed(step + 1) else None)
+    look = run.diagnosis.look if run.is_diagnosed(step + 1) else None
+    beside = Beside(clock, run.noise, look, guard.scaled if guard.scaling else None)
 
     def gradients() -> StepResult:
         training.optimizer.zero_grad(set_to_none=True)
@@ -193,25 +206,29 @@ def _step(run: _Run, step: int, checkpoints: Checkpoints) -> tuple[StepResult, f
     with clock("losses"), run.noise.weights(training.parameters, seed):  # what is no other part's is theirs
         result = run.compiled.attempt(gradients)
     with clock("optimizer"):
+        guard.unscale(training.parameters.values())
         task.gradients_ready(step)
         trained = [p for p in training.parameters.values() if p.grad is not None]
         limit = config.optimizer.max_grad_norm
-        norm = clip(trained, math.inf if limit is None else limit).item()
-        if not (math.isfinite(result.loss) and math.isfinite(norm)):
-            raise UserError(_not_finite(result, norm, step, run.batches, checkpoints))
+        norm = clip(trained, math.inf if limit is None else limit)
         run.noise.gradients(training.parameters, step, seed)
         rate = rate_at(step, config)
         set_learning_rate(training.optimizer, rate)
-        training.optimizer.step()
+        guard.step(training.optimizer, step, result.loss, norm)
     return result, norm, rate
 
 
-def _not_finite(result: StepResult, norm: float, step: int, batches: StepBatches, checkpoints: Checkpoints) -> str:
+def _check_finite(run: _Run, checkpoints: Checkpoints) -> None:
+    """UserError for a step whose numbers were not finite; no weight has moved in it, or since."""
+    bad = run.guard.look()
+    if bad is None:
+        return
     kept = checkpoints.newest()
     good = f"the last good checkpoint is {kept}" if kept else "no checkpoint had been saved yet"
-    what = f"the loss is {result.loss}" if not math.isfinite(result.loss) else f"the gradient norm is {norm}"
-    return (
-        f"step {step + 1}: {what} in the batch of {batches.place(step)}; stopped, {good}; lower "
+    what = f"the loss is {bad.loss}" if not math.isfinite(bad.loss) else f"the gradient norm is {bad.norm}"
+    what = f"{what} for {bad.in_a_row} steps, at every scale," if run.guard.scaling else what
+    raise UserError(
+        f"step {bad.step + 1}: {what} in the batch of {run.batches.place(bad.step)}; stopped, {good}; lower "
         "train.optimizer.learning_rate or look at these rows"
     )
 

@@ -39,6 +39,8 @@ class Beside:
     noise: Noise | None = None
     look: Callable[[Sequence[Forward], Mapping[str, float]], Sequence[Forward]] | None = None
     """Gets the microbatches as a balance does, and returns them for the balance."""
+    scaled: Callable[[Tensor], Tensor] | None = None
+    """A loss with the same value whose gradient is multiplied by what half precision needs."""
 
 
 def accumulate_gradients(
@@ -69,7 +71,8 @@ def accumulate_gradients(
             for name, value in objective.sums(tensors, read.units[number]).items():
                 counted = counts[name] > 0
                 if counted.any():
-                    found[name] = (value[counted] / counts[name][counted].to(value.dtype)).sum()
+                    share = (value[counted] / counts[name][counted].to(value.dtype)).sum()
+                    found[name] = share if beside.scaled is None else beside.scaled(share)
         return found
 
     forwards: Sequence[Forward] = [partial(shares, number) for number in range(len(batches))]

@@ -110,7 +110,7 @@ class TextTask:
             self.trained.gradients_ready(step)
 
     def stepped(self, step: int, steps: int) -> None:
-        """Matrices that become ternary are a little more so at the next step; rows that are not trained are put back."""
+        """Matrices that become ternary are a little more so at the next step; untrained rows are put back."""
         self.step = step
         if self.trained is not None:
             self.trained.stepped()
