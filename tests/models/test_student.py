@@ -337,7 +337,11 @@ def test_a_student_with_shared_blocks_is_exported_and_verified(tmp_path):
     student = built(teacher, share_layers=1).model
     export_huggingface(student, tokenizer, tmp_path / "m", dtype=torch.bfloat16)
     loaded = load_model(str(tmp_path / "m"), dtype=torch.bfloat16)
-    assert torch.equal(loaded(IDS).logits, copy.deepcopy(student).to(torch.bfloat16)(IDS).logits)
+    expected = copy.deepcopy(student).to(torch.bfloat16)
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    # one processor rounds products of shared and of copied matrices alike, another does not
+    torch.testing.assert_close(loaded(IDS).logits, expected(IDS).logits, rtol=0.05, atol=0.02)
 
 
 def test_keys_of_a_configuration_that_is_no_dataclass():

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tokenkit.config import UserError, build
-from tokenkit.train import checkpoint as checkpoints
+from tokenkit.train import shards
 from tokenkit.train.checkpoint import Progress, find_damage, list_checkpoints, load_newest, save_checkpoint
 from tokenkit.train.folder import RunFolder
 from tokenkit.train.loop import Interrupted
@@ -79,7 +79,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_one_before(tmp_path, monkeypatch)
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr(shards, "save_file", full)
     with pytest.raises(
         UserError, match=r"step 2 could not be written .No space left on device.; the one before is kept"
     ):

@@ -13,6 +13,7 @@ from test_checkpoint_files import trained
 
 from tokenkit.config import UserError
 from tokenkit.train import checkpoint as checkpoints
+from tokenkit.train import shards
 from tokenkit.train.checkpoint import Progress, StepFolders, find_damage, list_checkpoints
 from tokenkit.train.checkpoint_files import BEST as BEST_FILE
 from tokenkit.train.checkpoint_files import step_files
@@ -64,7 +65,7 @@ def attack(patch, number, die):
 
         patch(owner, name, call)
 
-    watch(checkpoints, "save_file", 1)
+    watch(shards, "save_file", 1)
     watch(Path, "write_text", 0)
     watch(os, "fsync")
     watch(Path, "rename")

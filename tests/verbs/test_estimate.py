@@ -122,6 +122,7 @@ def test_the_optimizer_remembers_as_much(name):
     assert optimizer_bytes(model, OptimizerConfig(name=name)) == pytest.approx(truth, rel=0.02)
 
 
+@pytest.mark.slow
 def test_weights_of_each_mode_and_of_shared_processes(run):
     full = estimate_distill(run(), RATES)
     assert full.weights == full.gradients == full.teacher == full.optimizer / 2
@@ -171,6 +172,6 @@ def test_a_run_of_pretrain(tmp_path, tokenkit):
     ]
     code, out, err = tokenkit("pretrain", *words, "--dry-run")
     assert code == 0, err
-    assert "a guess: the text is not on this machine" not in out
+    assert "(a guess: the tokenizer is not learnt yet)" in out
     assert "# time per step, estimated" in out
     assert not (tmp_path / "out").exists()

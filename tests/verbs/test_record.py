@@ -71,7 +71,9 @@ def no_teacher(monkeypatch):
     """Counts the models that a distilling run loads."""
     loaded = []
     load = prepare_verb.load_pair
-    monkeypatch.setattr(prepare_verb, "load_pair", lambda *args: loaded.append(args[0].source) or load(*args))
+    monkeypatch.setattr(
+        prepare_verb, "load_pair", lambda *args, **options: loaded.append(args[0].source) or load(*args, **options)
+    )
     monkeypatch.setattr(prepare_verb, "copy", None)  # nor is one copied
     return loaded
 

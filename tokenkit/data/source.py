@@ -11,6 +11,7 @@ import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import glob
+from io import TextIOBase
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -153,7 +154,7 @@ def _file(path: Path, source: SourceConfig) -> Iterator[str]:
             yield from _separated(file, re.compile(source.separator))
 
 
-def _separated(file: TextIO, separator: re.Pattern[str]) -> Iterator[str]:
+def _separated(file: TextIO | TextIOBase, separator: re.Pattern[str]) -> Iterator[str]:
     """What stands between the separators of a text file, of which a block is in memory at a time."""
     rest, ended = "", False
     while not ended:

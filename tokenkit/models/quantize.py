@@ -110,6 +110,12 @@ def _by_torchao(model: PreTrainedModel, names: list[str]) -> None:
     quantize_(model, Int8WeightOnlyConfig(version=2), filter_fn=lambda module, name: name in chosen)
 
 
+def is_quantised(model: nn.Module) -> bool:
+    """Whether some of a model's matrices are held in 8 or 4 bits."""
+    wrapped = any(is_traceable_wrapper_subclass(parameter) for parameter in model.parameters())
+    return wrapped or any(isinstance(module, Int4Linear) for module in model.modules())
+
+
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of what a model holds, matrices of torchao as they lie in memory; a tied table once."""
     parts = [part for tensor in (*model.parameters(), *model.buffers()) for part in _parts(tensor)]

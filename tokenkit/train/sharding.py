@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from tokenkit.models.blocks import block_list
 from tokenkit.models.mixture import views_of
+from tokenkit.models.quantize import is_quantised
 from tokenkit.models.view import ModelView
 from tokenkit.train.parallel import ALL, DATA, MODEL, Ranks, full, leads
 from tokenkit.train.tensor_parallel import tensor_parallel
@@ -53,20 +54,26 @@ class Whole(nn.Module):
 
 @contextmanager
 def sharded(student: ModelView, teacher: ModelView | None, ranks: Ranks) -> Iterator[None]:
-    """Inside the block both sides are spread over the processes of a run.
+    """Inside the block both sides are spread over the processes of a run; a quantised teacher is whole in each.
 
     After it the first process has each as one model again; in the others they are empty.
     """
     if ranks.mesh is None:
         yield
         return
-    views = [student, *(view for view in views_of(teacher) if view.model is not student.model)]
+    others = [view for view in views_of(teacher) if view.model is not student.model]
+    for view in others:
+        if is_quantised(view.model):
+            view.model.to(torch.device(ranks.mesh.device_type))
+    views = [student, *(view for view in others if not is_quantised(view.model))]
     befores = [_Before(view.model) for view in views]
     for number, view in enumerate(views):
         spread(view, ranks, cut=number == 0 or has_plan(view.model))
     own = [view for view in views_of(teacher) if view.model is student.model]
+    home = {view: view.tables for view in own}
     for view in own:
         view.whole = student.whole
+        view.tables = {name: table.to(student.model.device) for name, table in view.tables.items()}
     if teacher is not None and teacher not in (*views, *own):  # a mixture: one inside the other
         teacher.whole = _nested([view.whole for view in views_of(teacher)])
     try:
@@ -79,6 +86,7 @@ def sharded(student: ModelView, teacher: ModelView | None, ranks: Ranks) -> Iter
         before.put_back(gather=True)
     for view in (*views, *own, *([] if teacher is None else [teacher])):
         view.whole = ModelView.at_once
+        view.tables = home.get(view, view.tables)
 
 
 def has_plan(model: PreTrainedModel) -> bool:
@@ -153,6 +161,8 @@ class _Before:
                     if parameter not in held:
                         held[parameter] = self._one(parameter, gather)
                     module._parameters[name] = held[parameter]
+        if gather and leads():
+            self.model.to(self.device)  # what is no parameter, too
 
     def _one(self, parameter: nn.Parameter, gather: bool) -> nn.Parameter:
         whole = full(parameter.detach()) if gather else None

@@ -51,7 +51,8 @@ def report_of(
 
 def student_name(run: DistillRun, sides: Sides) -> str:
     """What a page calls the student: its new tokenizer, or the run where shape or matrices are what is new."""
-    return run.output.name if sides.made and not sides.transfer else short_name(sides.student_tokenizer.name)
+    changed = {"student", "ternary"} & sides.made.keys()
+    return run.output.name if changed and not sides.transfer else short_name(sides.student_tokenizer.name)
 
 
 def short_name(source: str) -> str:

@@ -116,7 +116,7 @@ def told(found: Estimate, train: TrainConfig) -> list[str]:
     here = f"{found.data} x {found.model} processes" if found.data * found.model > 1 else "one process"
     other = "without" if train.gradient_checkpointing else "with"
     teacher = "" if found.teacher_tokens is None else f", teacher {found.teacher_tokens.longest:,}"
-    guess = " (a guess: the text is not on this machine)" if found.tokens.guessed else ""
+    guess = f" (a guess: {found.tokens.guessed})" if found.tokens.guessed else ""
     parts = {
         "student weights": found.weights,
         "gradients": found.gradients,
@@ -205,7 +205,7 @@ def _rows_of(tokenizer: Tokenizer | None, new: int) -> int:
 def _guessed(run: PretrainRun, rows: int) -> Lengths:
     """Of a tokenizer that is still to be learnt: nobody knows how it will cut."""
     length = run.data.window_bytes / 3.5
-    return Lengths(length, round(length), guessed=True)
+    return Lengths(length, round(length), guessed="the tokenizer is not learnt yet")
 
 
 def _ways(train: TrainConfig) -> tuple[bool, bool]:

@@ -40,7 +40,8 @@ class Lengths:
 
     usual: float
     longest: int
-    guessed: bool = False
+    guessed: str = ""
+    """What is not known, where the length is a guess."""
 
 
 def config_of(choice: ModelChoice) -> PreTrainedConfig:
@@ -153,7 +154,7 @@ def lengths_of(data: DataConfig, tokenizer: Tokenizer, texts: Sequence[str], row
         return Lengths(float(data.window_bytes), data.window_bytes)
     if not texts:
         guess = data.window_bytes / (1 if all(map(_is_byte, tokenizer.token_bytes[:256])) else BYTES_PER_TOKEN)
-        return Lengths(guess, round(guess), guessed=True)
+        return Lengths(guess, round(guess), guessed="the text is not on this machine")
     counts = [len(encoding.ids) for encoding in tokenizer.encode_batch([*texts])]
     if data.packing:
         filled = data.window_bytes * sum(counts) / sum(len(text.encode()) for text in texts)
