@@ -1,6 +1,6 @@
 """Is the estimate of `tokenkit distill --dry-run` true? Against what runs take on a CPU: bytes, and seconds of a step.
 
-    OMP_NUM_THREADS=1 python benchmarks/memory_estimate.py outputs/memory_estimate
+    OMP_NUM_THREADS=1 python benchmarks/memory_estimate.py outputs/memory_estimate [PART OF A RUN'S NAME ...]
 
 Every run is a process of its own, on one thread. Its memory is the highest resident size while it trains, less that of
 the process it is forked from, after a run of a tiny model, when everything is imported; its time is the CPU time of a
@@ -146,7 +146,7 @@ def _run(values: dict[str, Any]) -> tuple[int, list[float]]:
     return before, sorted(seconds[1:])
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, *parts: str) -> None:
     """Prints the table, and writes it as JSON lines."""
     table = Table("run", "MB", "estimated", "", "s a step", "estimated", "")
     folder.mkdir(parents=True, exist_ok=True)
@@ -156,6 +156,8 @@ def main(folder: Path) -> None:
     speeds = {name: measure_rates("cpu", half) for name, half in HALVES.items() if name != "float16"}
     with (folder / "table.jsonl").open("w", encoding="utf-8") as file:
         for number, (name, model, train, more) in enumerate(CASES):
+            if parts and not any(part in name for part in parts):
+                continue
             source = make_model(model, folder) if model in SHAPES else model
             values = run_of(folder, number, source, train, more)
             found = estimate_distill(build(DistillRun, values), speeds[train.get("precision", "float32")])
@@ -172,4 +174,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -226,3 +226,25 @@ def test_a_table_is_not_both_whole_and_in_rows(run):
         prepare(run(train=train))
     with pytest.raises(UserError, match="prefix: beside hypernet"):
         prepare(run(train={"prefix": PREFIX}, hypernet={"num_layers": 1}))
+
+
+def test_training_goes_on_from_adapters_of_pefts(run, model_folder, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(model_folder)
+    settings = peft.LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    peft.get_peft_model(base, settings).save_pretrained(tmp_path / "peft")
+    expected = logits(
+        peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folder), tmp_path / "peft")
+    )
+    train = {"mode": "lora", "embeddings": "none", "lora": {"begin": str(tmp_path / "peft")}}
+    options = {"target_tokenizer": None, "losses": {"forward_kl": {}}, "train": train}
+    sides = prepare(run(**options))
+    torch.testing.assert_close(logits(sides.student.model), expected, rtol=0, atol=1e-5)
+    assert {layer.rank for layer in adapters(sides.student.model).values()} == {2}
+    distill(run(**options), quiet=True)
+    moved, before = (
+        load_file(f / "adapter_model.safetensors") for f in (tmp_path / "out" / "adapter", tmp_path / "peft")
+    )
+    assert moved.keys() == before.keys()
+    assert all(not torch.equal(tensor, before[name]) for name, tensor in moved.items())
+    with pytest.raises(UserError, match="no adapter_config.json inside"):
+        prepare(run(**options | {"train": train | {"lora": {"begin": str(tmp_path)}}}))

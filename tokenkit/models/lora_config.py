@@ -1,5 +1,6 @@
 """The `lora:` section of a run file."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -10,6 +11,9 @@ from tokenkit.config import Config, UserError
 class LoraConfig(Config):
     """Low-rank adapters on linear layers. Hu+ 2021, 2106.09685."""
 
+    begin: Path | None = None
+    """A folder of PEFT's adapters that training goes on from: their layers, ranks and settings count, and not the keys
+    below."""
     rank: int = Field(64, ge=1)
     alpha: float = 64.0
     """The update is scaled by alpha / rank."""

@@ -1,14 +1,17 @@
 """What of the student a run of `tokenkit distill` trains: the body, adapters, tables or rows of them, and when."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenkit.config import UserError
+from tokenkit.models.adapter import read_adapter
 from tokenkit.models.expand import expansion_of
 from tokenkit.models.load import head_matrix, input_matrix, output_head
 from tokenkit.models.lora import attach_lora
+from tokenkit.models.lora_files import load_lora
 from tokenkit.models.lora_targets import whole_modules
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.train.schema import TrainConfig
@@ -26,10 +29,24 @@ def choose_trained(model: PreTrainedModel, config: TrainConfig, *, shared_body: 
     model.requires_grad_(config.mode == "full")
     if config.mode == "lora":
         _check_saved(model, config)
-        attach_lora(model, **config.lora.model_dump(), originals=shared_body)
+        if config.lora.begin is not None:
+            _go_on_from(model, config.lora.begin, shared_body)
+        else:
+            attach_lora(model, **config.lora.model_dump(exclude={"begin"}), originals=shared_body)
     named = _saved_tables(model, config.lora.modules_to_save) if config.mode == "lora" else []
     for table in _tables(model):
         table.requires_grad_(config.embeddings != "none" or any(table is one for one in named))
+
+
+def _go_on_from(model: PreTrainedModel, folder: Path, shared_body: bool) -> None:
+    """Attaches adapters that were trained before, to be trained on."""
+    whole = sorted(read_adapter(folder).whole)
+    if whole and shared_body:
+        raise UserError(
+            f"train.lora.begin: {folder} has {whole[0]} whole, which a student that is its own teacher would change in "
+            "both; write a `teacher:` of its own"
+        )
+    load_lora(model, folder)
 
 
 def freeze(model: PreTrainedModel, names: Sequence[str]) -> None:
