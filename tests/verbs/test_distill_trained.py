@@ -246,5 +246,5 @@ def test_training_goes_on_from_adapters_of_pefts(run, model_folder, tmp_path):
     )
     assert moved.keys() == before.keys()
     assert all(not torch.equal(tensor, before[name]) for name, tensor in moved.items())
-    with pytest.raises(UserError, match="no adapter_config.json inside"):
+    with pytest.raises(UserError, match=r"no adapter_config\.json inside"):
         prepare(run(**options | {"train": train | {"lora": {"begin": str(tmp_path)}}}))
