@@ -64,7 +64,7 @@ def sharded(student: ModelView, teacher: ModelView | None, ranks: Ranks) -> Iter
     others = [view for view in views_of(teacher) if view.model is not student.model]
     for view in others:
         if is_quantised(view.model):
-            view.model.to(ranks.mesh.device_type)
+            nn.Module.to(view.model, ranks.mesh.device_type)
     views = [student, *(view for view in others if not is_quantised(view.model))]
     befores = [_Before(view.model) for view in views]
     for number, view in enumerate(views):
@@ -162,7 +162,7 @@ class _Before:
                         held[parameter] = self._one(parameter, gather)
                     module._parameters[name] = held[parameter]
         if gather and leads():
-            self.model.to(str(self.device))  # what is no parameter, too
+            nn.Module.to(self.model, self.device)  # what is no parameter, too
 
     def _one(self, parameter: nn.Parameter, gather: bool) -> nn.Parameter:
         whole = full(parameter.detach()) if gather else None
