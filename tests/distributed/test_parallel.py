@@ -103,10 +103,14 @@ def test_processes_do_what_one_does(folders, corpus, tmp_path, way, model, mode,
     assert_alike(tmp_path / "one", tmp_path / "spread")
 
 
-def test_eight_microbatches_of_one_row_are_one_of_eight(folders, corpus, tmp_path):
+@pytest.mark.parametrize(
+    "count, parts",
+    [pytest.param(0, 8, marks=pytest.mark.slow), (2, 4), pytest.param(8, 1, marks=pytest.mark.slow)],
+)
+def test_eight_parts_of_one_row_are_one_of_eight(folders, corpus, tmp_path, count, parts):
     run(0, words(folders, corpus, tmp_path / "one", "untied"), tmp_path / "said")
-    parts = [*words(folders, corpus, tmp_path / "parts", "untied"), "train.accumulation=4"]
-    run(2, parts, tmp_path / "said")
+    cut = [*words(folders, corpus, tmp_path / "parts", "untied"), f"train.accumulation={parts}"]
+    run(count, cut, tmp_path / "said")
     assert_alike(tmp_path / "one", tmp_path / "parts")
 
 
