@@ -139,6 +139,7 @@ def test_weights_of_each_mode_and_of_shared_processes(run):
     assert fewer.teacher < 0.6 * full.teacher
 
 
+@pytest.mark.slow
 def test_the_printed_run_stays_one_and_says_what_it_takes(run, tmp_path):
     text = dry_run_text(run())
     assert build(DistillRun, parse_yaml(text)) == run()

@@ -170,6 +170,7 @@ def test_the_guides_two_stages(run, sides, model_folder, tmp_path):
     assert results(two)["zero_shot_bits_per_byte"] == pytest.approx(results(one)["trained_bits_per_byte"], abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_file_of_the_guides_keys_and_a_run_that_goes_on(run, sides, tmp_path, capsys, caplog):
     values = dict(word.lstrip("+").split("=", 1) for word in sides if not word.startswith(("train.", "eval.source")))
     file = tmp_path / "config.yaml"

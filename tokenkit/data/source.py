@@ -8,10 +8,9 @@ import hashlib
 import json
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from glob import glob
-from io import TextIOBase
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -151,14 +150,14 @@ def _file(path: Path, source: SourceConfig) -> Iterator[str]:
         if source.separator is None:
             yield file.read()
         else:
-            yield from _separated(file, re.compile(source.separator))
+            yield from _separated(file.read, re.compile(source.separator))
 
 
-def _separated(file: TextIO | TextIOBase, separator: re.Pattern[str]) -> Iterator[str]:
+def _separated(read: Callable[[int], str], separator: re.Pattern[str]) -> Iterator[str]:
     """What stands between the separators of a text file, of which a block is in memory at a time."""
     rest, ended = "", False
     while not ended:
-        block = file.read(BLOCK)
+        block = read(BLOCK)
         ended = not block
         rest += block
         start, sure = 0, len(rest) if ended else len(rest) - LONGEST_SEPARATOR
