@@ -100,24 +100,27 @@ def processes(config: ParallelConfig, device: str) -> Iterator[Ranks]:
     mesh = init_device_mesh(device.partition(":")[0], (data, model), mesh_dim_names=(DATA, MODEL))
     _current.append(Ranks(data, model, mesh[DATA].get_local_rank(), mesh))
     leading, talk, level = leads(), sys.stdout, logging.getLogger().level
+    mute = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         warnings.filterwarnings("ignore", "DTensor random operators may not have complete support", UserWarning)
         warnings.filterwarnings("ignore", "While redistributing from .* sequential all_reduce", UserWarning)
         if not leading:
             logging.getLogger().setLevel(logging.CRITICAL)
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            sys.stdout = mute
         yield _current[-1]
         dist.barrier()  # gloo aborts a process that leaves while another still talks to it
     except UserError:
         if _all_here() and not leading:
             sys.exit(2)
         raise
-    except RuntimeError as error:
-        if not _is_loss(error):
-            raise
-        raise UserError(LOST) from None
+    except Exception as error:
+        if isinstance(error, RuntimeError) and _is_loss(error):
+            raise UserError(LOST) from None
+        _all_here()  # a run that was asked to stop ends in all of them
+        raise
     finally:
         sys.stdout = talk
+        mute.close()
         logging.getLogger().setLevel(level)
         _current.pop()
         dist.destroy_process_group()
