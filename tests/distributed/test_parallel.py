@@ -195,3 +195,19 @@ def test_processes_that_were_not_started_are_asked_for(folders, corpus, tmp_path
         "--nproc-per-node 2 --no-python tokenkit ..."
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_one_process_that_is_asked_to_leave_takes_the_others_along(folders, corpus, tmp_path):
+    started = Started(2, words(folders, corpus, tmp_path / "run", steps=2000), tmp_path / "said")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and len(metrics.read_text("utf-8").splitlines()) >= 5):
+        assert time.monotonic() < deadline, started.wait()
+        time.sleep(0.005)
+    os.kill(started.processes[1].pid, signal.SIGTERM)
+    (code, said), (asked, quiet) = started.wait()
+    assert (code, asked) == (128 + signal.SIGTERM, 128 + signal.SIGTERM)
+    assert "tokenkit: stopped after step" in said
+    assert "stopped after step" not in quiet
+    step = int(said.rpartition("stopped after step ")[2].partition(";")[0])
+    assert (tmp_path / "run" / "checkpoints" / f"step_{step:08d}" / "manifest.json").is_file()
