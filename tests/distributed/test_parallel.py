@@ -65,6 +65,14 @@ def logged(output: Path, name: str = "loss") -> list[float]:
     return [line[name] for line in lines if name in line]
 
 
+def wait_for_steps(started: Started, metrics: Path) -> None:
+    """Comes back when some steps of a run under way are logged."""
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and len(metrics.read_text("utf-8").splitlines()) >= 5):
+        assert time.monotonic() < deadline, started.wait()
+        time.sleep(0.005)
+
+
 def assert_alike(one: Path, other: Path) -> None:
     """Equal losses, norms and final weights up to rounding; how far they are apart is printed (`pytest -s`)."""
     apart = {}
@@ -161,11 +169,7 @@ def test_a_checkpoint_of_several_holds_each_number_once(folders, corpus, tmp_pat
 def test_when_a_process_dies_the_others_say_so_and_the_run_goes_on(folders, corpus, tmp_path):
     long = [*words(folders, corpus, tmp_path / "run"), "train.save_every=2"]
     started = Started(2, long, tmp_path / "said")
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.is_file() and len(metrics.read_text("utf-8").splitlines()) >= 5):
-        assert time.monotonic() < deadline, started.wait()
-        time.sleep(0.005)
+    wait_for_steps(started, tmp_path / "run" / "metrics.jsonl")
     os.kill(started.processes[1].pid, signal.SIGKILL)
     (code, said), (killed, _) = started.wait()
     assert killed == -signal.SIGKILL
@@ -199,11 +203,7 @@ def test_processes_that_were_not_started_are_asked_for(folders, corpus, tmp_path
 
 def test_one_process_that_is_asked_to_leave_takes_the_others_along(folders, corpus, tmp_path):
     started = Started(2, words(folders, corpus, tmp_path / "run", steps=2000), tmp_path / "said")
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.is_file() and len(metrics.read_text("utf-8").splitlines()) >= 5):
-        assert time.monotonic() < deadline, started.wait()
-        time.sleep(0.005)
+    wait_for_steps(started, tmp_path / "run" / "metrics.jsonl")
     os.kill(started.processes[1].pid, signal.SIGTERM)
     (code, said), (asked, quiet) = started.wait()
     assert (code, asked) == (128 + signal.SIGTERM, 128 + signal.SIGTERM)

@@ -104,8 +104,7 @@ def _commented(estimate: Callable[[], Estimate], train: TrainConfig | None, name
         lines = told(estimate(), train)
     except UserError as error:
         lines = [f"memory: not estimated ({error})"]
-    except (RuntimeError, NotImplementedError, TypeError, KeyError, AttributeError) as error:
-        # an architecture whose code looks into tensors cannot be gone through without memory; the run itself can do it
+    except RuntimeError as error:  # torch: code that looks into tensors cannot be gone through without their memory
         why = (str(error).splitlines() or [type(error).__name__])[0]
         lines = [f"memory: not estimated ({type(error).__name__}: {why})"]
     return "".join(f"# {name}{line}\n" for line in lines)
