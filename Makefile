@@ -5,7 +5,7 @@ READY := .venv/.ready
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all fix check docs
+.PHONY: help setup demo test test-all fix check bench docs notebooks
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -38,5 +38,11 @@ check: $(READY)  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check
 
+bench: $(READY)  ## every claim beside its peer, docs/results.md written anew; a quarter of an hour
+	@$(BIN)/python -m benchmarks.run $(if $(RESULTS),--results $(RESULTS))
+
 docs: $(READY)  ## write docs/reference.md from the code
 	$(BIN)/python scripts/write_reference.py
+
+notebooks: $(READY)  ## run the notebooks and write them with what came out
+	$(BIN)/python scripts/run_notebooks.py

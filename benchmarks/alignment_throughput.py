@@ -3,6 +3,7 @@
 Prints a Markdown table of medians over interleaved repeats in one run. Needs the shared data folder; for TRL's rows
 `pip install trl`, for the JAX toolkit's a checkout of bminixhofer/tokenkit.
 Usage: python benchmarks/alignment_throughput.py [--repeats 7] [--kilobytes 600] [--upstream CHECKOUT] [--memory]
+       [--json FILE]
 """
 
 import os
@@ -12,6 +13,7 @@ os.environ["RAYON_NUM_THREADS"] = "1"
 
 import argparse
 import gzip
+import importlib.metadata
 import json
 import lzma
 import shutil
@@ -21,7 +23,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -29,9 +31,12 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from tokenkit.align.spans import align
+from tokenkit.report.claims import Row, absent, make_claim, measured, own_command, save_claim
 from tokenkit.tokenizers.load import load_tokenizer
 
 UPSTREAM = "JAX toolkit: align"
+OWN, WHOLE = "tokenkit: align", "tokenkit: encode both, align"
+TRL, TRL_WHOLE = "TRL: align", "TRL: encode both, align"
 SHARED = Path(os.environ.get("TOKENKIT_SHARED", Path(__file__).parents[2] / "shared"))
 
 
@@ -129,13 +134,73 @@ def print_memory() -> None:
         print(f"| {megabytes} MB | {len(a) + len(b):,} | {peak / (len(a) + len(b)):.1f} |")
 
 
+def misspelt(texts: list[str], chunks: Sequence[Any]) -> int:
+    """How many chunks, (student range, teacher range) per text, do not spell the same bytes on both sides."""
+    sides = [load_tokenizer(str(SHARED / "data/tokenizers" / name)) for name in ("gpt2", "llama3")]
+    tables = [tokenizer.token_bytes for tokenizer in sides]
+    ids = [[encoding.ids for encoding in tokenizer.encode_batch(texts)] for tokenizer in sides]
+    wrong = 0
+    for number, pairs in enumerate(chunks):
+        for ranges in pairs:
+            spelt = [b"".join(table[i] for i in of[number][slice(*r)]) for table, of, r in zip(tables, ids, ranges)]
+            wrong += spelt[0] != spelt[1]
+    return wrong
+
+
+def claim_rows(texts: list[str], timed: dict[str, Callable[[], Any]], seconds: dict[str, list[float]]) -> list[Row]:
+    """Times beside the peers, and what is right of the answers."""
+    ours = [[((s[0], s[1]), (s[2], s[3])) for s in found.spans.tolist()] for found in timed[OWN]()]
+    exact, wrong = sum(map(len, ours)), misspelt(texts, ours)
+    unit, kinds = "CPU seconds", ("chunks", "chunks whose sides differ")
+    floor = "the library alone, both sides"
+    rows = [measured("encode both, align", floor, unit, seconds[WHOLE], next(iter(seconds.values())))]
+    if TRL in timed:
+        theirs = [[((a[0], a[-1] + 1), (b[0], b[-1] + 1)) for a, b in zip(*sides)] for sides in timed[TRL]()]
+        rows += [
+            measured("align", "TRL", unit, seconds[OWN], seconds[TRL]),
+            measured("encode both, align", "TRL", unit, seconds[WHOLE], seconds[TRL_WHOLE]),
+            measured("align", "TRL", kinds[0], [exact], [sum(map(len, theirs))], better="equal"),
+            measured("align", "TRL", kinds[1], [wrong], [misspelt(texts, theirs)], better="equal"),
+        ]
+    else:
+        rows.append(absent("align", "TRL", unit, "trl is not installed", seconds[OWN]))
+    return rows
+
+
+def upstream_rows(chunks: int, own: list[float], seconds: list[float] | None, found: int) -> list[Row]:
+    """Beside the JAX toolkit, which cannot be installed from the package index."""
+    if seconds is None:
+        why = "needs a checkout of its repository, named by TOKENKIT_UPSTREAM"
+        return [absent("align", "JAX toolkit", "CPU seconds", why, own)]
+    return [
+        measured("align", "JAX toolkit", "CPU seconds", own, seconds),
+        measured("align", "JAX toolkit", "chunks", [chunks], [found], better="equal"),
+    ]
+
+
+def write_claim(path: Path, rows: list[Row], upstream: bool) -> None:
+    """What was found, in the common form."""
+    sentence = (
+        "GPT-2 and Llama-3 over web text, one thread: how long aligning takes, alone and with the encoding of "
+        "both sides, and how many chunks the peers find in the same text."
+    )
+    peers = {"JAX toolkit": "bcacdef" if upstream else "absent: no checkout"}
+    try:
+        peers["trl"] = importlib.metadata.version("trl")
+    except importlib.metadata.PackageNotFoundError:
+        peers["trl"] = "absent: not installed"
+    save_claim(path, make_claim("alignment", sentence, own_command(), rows, peers))
+
+
 def main() -> None:
     """Times every job `--repeats` times in turn and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--kilobytes", type=int, default=600)
-    parser.add_argument("--upstream", type=Path, help="a checkout of bminixhofer/tokenkit")
+    checkout = os.environ.get("TOKENKIT_UPSTREAM")
+    parser.add_argument("--upstream", type=Path, default=checkout, help="a checkout of bminixhofer/tokenkit")
     parser.add_argument("--memory", action="store_true", help="memory per token instead of time")
+    parser.add_argument("--json", type=Path, help="write the claim there")
     arguments = parser.parse_args()
     if arguments.memory:
         print_memory()
@@ -157,6 +222,19 @@ def main() -> None:
             job()
             if repeat:  # the first round warms caches
                 seconds[name].append(time.process_time() - begin)
+    report(texts, timed, seconds, upstream)
+    if arguments.json is not None:
+        found = upstream.measure()[1] if upstream is not None else 0
+        chunks = sum(len(one) for one in timed[OWN]())
+        rows = claim_rows(texts, timed, seconds)
+        rows += upstream_rows(chunks, seconds[OWN], seconds.get(UPSTREAM), found)
+        write_claim(arguments.json, rows, upstream is not None)
+    if upstream is not None:
+        upstream.process.kill()
+
+
+def report(texts: list[str], timed: dict[str, Any], seconds: dict[str, list[float]], upstream: Upstream | None) -> None:
+    """Prints the tables."""
     tokens = sum(len(encoding.ids) for encoding in bare("gpt2").encode_batch(texts))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     floor = next(iter(medians.values()))
@@ -168,7 +246,6 @@ def main() -> None:
         exact = sum(len(chunks) for chunks in timed["tokenkit: align"]())
         print(f"\nJAX toolkit / tokenkit: align {medians[UPSTREAM] / medians['tokenkit: align']:.1f}; ", end="")
         print(f"it finds {upstream.measure()[1]:,} of {exact:,} chunks")
-        upstream.process.kill()
     if "TRL: align" in medians:
         print(f"\nTRL / tokenkit: align {medians['TRL: align'] / medians['tokenkit: align']:.1f}, whole ", end="")
         print(f"{medians['TRL: encode both, align'] / medians['tokenkit: encode both, align']:.2f}")

@@ -4,8 +4,9 @@ The word tokenizer loses case, white space and unknown words. What it takes to p
 describe each word's spacing and case, and unknown words letter by letter, under adaptive models of the training text.
 Robustness: bits per byte, and bytes per token, of the same text with 1 % and 5 % of its letters replaced.
 
-Usage: python benchmarks/learned_tokenizer_lm.py CORPORA OUTPUT [--steps 2000] [--seeds 1] [--pins 4096]
-CORPORA is what benchmarks/tokenizer_corpora.py wrote. Models stay in OUTPUT/NAME_SEED/model.
+Usage: python benchmarks/learned_tokenizer_lm.py CORPORA OUTPUT [--steps 2000] [--seeds 1] [--pins 4096] [--json FILE]
+CORPORA is what benchmarks/tokenizer_corpora.py wrote; it writes it where there is none. Models stay in
+OUTPUT/NAME_SEED/model.
 """
 
 import argparse
@@ -13,6 +14,8 @@ import json
 import math
 import random
 import re
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +32,7 @@ from tokenkit.eval.bits_per_byte import bits_per_byte
 from tokenkit.export.huggingface import export_huggingface
 from tokenkit.models.view import ModelView
 from tokenkit.objective import LossesConfig, Objective
+from tokenkit.report.claims import Row, make_claim, measured, own_command, save_claim
 from tokenkit.tokenizers.autoencoder.chunkers import MAX_CHUNK, make_chunker
 from tokenkit.tokenizers.autoencoder.chunkers import cut as pieces
 from tokenkit.tokenizers.autoencoder.selection import select_pins
@@ -220,6 +224,35 @@ def run(name: str, tokenizer: Tokenizer, texts: list[str], tests: dict[str, list
     return found
 
 
+NAMES = {"learned": "learned, compact", "bpe": "BPE", "word": "words, what they lose put back", "byte": "bytes"}
+
+
+def claim_rows(rows: dict[tuple[str, int], dict], tests: list[str]) -> list[Row]:
+    """The learned tokenizer beside each other one: bytes per id, and bits per byte of a model of its ids."""
+
+    def over_seeds(name: str, test: str, key: str) -> list[float]:
+        return [found[test][key] for (other, _), found in rows.items() if other == name]
+
+    found = []
+    for name in dict.fromkeys(name for name, _ in rows if name != "learned"):
+        key = "bytes_per_token"
+        sides = (over_seeds(one, "english", key) for one in ("learned", name))
+        found.append(measured(NAMES["learned"], NAMES[name], "bytes of an id, English", *sides, better="more"))
+        for test in tests:
+            sides = (over_seeds(one, test, "bits_per_byte") for one in ("learned", name))
+            found.append(measured(NAMES["learned"], NAMES[name], f"bits per byte, {test}", *sides))
+    return found
+
+
+def write_claim(path: Path, rows: list[Row]) -> None:
+    """What was found, in the common form."""
+    sentence = (
+        "A learned tokenizer in its compact form (pins learnt from the text, no network), BPE and a word "
+        "tokenizer of as many ids, and language models of equal size trained on equal text in each."
+    )
+    save_claim(path, make_claim("learned_tokenizer", sentence, own_command(), rows, {}))
+
+
 def main() -> None:
     """Trains and measures all; prints a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -229,8 +262,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--pins", type=int, default=4096)
     parser.add_argument("--only", nargs="*")
+    parser.add_argument("--json", type=Path, help="write the claim there")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
+    if not (args.corpora / "test/languages.jsonl").exists():
+        maker = Path(__file__).with_name("tokenizer_corpora.py")
+        subprocess.run([sys.executable, str(maker), str(args.corpora)], check=True)
     texts = read_documents(SourceConfig(path=str(args.corpora / "train/english.jsonl")))
     english = read_documents(SourceConfig(path=str(args.corpora / "test/english.jsonl"), max_bytes=TEST_BYTES))
     wiki = read_documents(SourceConfig(path=str(args.corpora / "test/wikitext2.jsonl"), max_bytes=TEST_BYTES))
@@ -238,10 +275,13 @@ def main() -> None:
     for share in NOISE:
         tests[f"typos {share:.0%}"] = [noisy(text, share, 0) for text in english]
     rows = {}
+    names = args.only or list(NAMES)
     for name, tokenizer in tokenizers_of(texts, args.output, args.pins).items():
         for seed in range(args.seeds):
-            if args.only is None or name in args.only:
+            if name in names:
                 rows[name, seed] = run(name, tokenizer, texts, tests, args, seed)
+    if args.json is not None:
+        write_claim(args.json, claim_rows(rows, list(tests)))
     print("| tokenizer | seed | weights | bytes/token | " + " | ".join(tests) + " |")
     for (name, seed), found in rows.items():
         values = " | ".join(f"{found[test]['bits_per_byte']:.3f}" for test in tests)

@@ -16,7 +16,7 @@ const kept = asked.cache ? {experimentalKvCacheKeyType: asked.cache, experimenta
 const context = await model.createContext({contextSize: 512, threads: asked.threads, flashAttention: false, ...kept});
 const sequence = context.getSequence();
 const load_s = Number(process.hrtime.bigint() - loading) / 1e9;
-const found = {load_s, texts: [], generate_s: 0, ids: asked.texts.map((text) => model.tokenize(text, false)), logits: [], seconds: 0, tokens: 0};
+const found = {load_s, texts: [], generate_s: 0, ids: asked.texts.map((text) => model.tokenize(text, false)), logits: [], seconds: 0, cpu_seconds: 0, tokens: 0};
 for (const row of asked.rows) {
     await sequence.clearHistory();
     const items = row.map((token) => [token, {generateNext: {logits: true}}]);
@@ -52,10 +52,13 @@ if (asked.generated > 0) {
     await sequence.evaluateWithoutGeneratingNewTokens(start.slice(0, -1));
     let next = start.at(-1);
     const begin = process.hrtime.bigint();
+    const busy = process.cpuUsage();
     for (; found.tokens < asked.generated; found.tokens++) {
         const [output] = await sequence.controlledEvaluate([[next, {generateNext: {token: true, options: {temperature: 0}}}]]);
         next = output.next.token ?? start[0];
     }
     found.seconds = Number(process.hrtime.bigint() - begin) / 1e9;
+    const used = process.cpuUsage(busy);
+    found.cpu_seconds = (used.user + used.system) / 1e6;
 }
 process.stdout.write(JSON.stringify(found), () => process.exit(0));

@@ -1,6 +1,7 @@
 """Our class for lm-evaluation-harness beside its own one for transformers: the same answers, and how long they take.
 
     OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python benchmarks/lm_eval_parity.py --shared FOLDER [--limit 100] [--repeats 3]
+        [--json FILE]
 
 FOLDER holds `data/evals` and `data/weights/stories260K`. Every task runs interleaved, one thread, with both classes on
 the same folder, data and limit: `hf` reading one request at a time (its default) and sixteen, `ours` with its default
@@ -22,6 +23,7 @@ from tokenkit.eval.lm_eval_model import HowRead, TokenkitLM
 from tokenkit.eval.lm_eval_tasks import TaskFolders
 from tokenkit.models.load import load_model
 from tokenkit.models.view import ModelView
+from tokenkit.report.claims import Row, make_claim, measured, own_command, save_claim
 from tokenkit.tokenizers.load import load_tokenizer
 
 SCORED = "hellaswag arc_easy piqa winogrande lambada_openai boolq blimp_adjunct_island arithmetic xcopa_et web_text"
@@ -67,8 +69,10 @@ def other_cuts(hf: HFLM, ours: TokenkitLM, result: dict[str, Any]) -> int:
     return sum(tuple(map(list, a)) != tuple(map(list, b)) for a, b in zip(found, theirs, strict=True))
 
 
-def compare(name: str, folders: TaskFolders, asked: dict[str, Any], limit: int, repeats: int) -> list[str]:
-    """One row of the table."""
+def compare(
+    name: str, folders: TaskFolders, asked: dict[str, Any], limit: int, repeats: int
+) -> tuple[list[str], list[Row]]:
+    """One row of the table, and the rows of the claim."""
     found: dict[str, Any] = {}
     took: dict[str, list[float]] = {who: [] for who in asked}
     cpu: dict[str, list[float]] = {who: [] for who in asked}
@@ -99,7 +103,20 @@ def compare(name: str, folders: TaskFolders, asked: dict[str, Any], limit: int, 
     ratios = [f"{times['ours'] / times[who]:.2f}" for times in (median, used) for who in BESIDE]
     equal = "yes" if shown["ours"] == shown["hf 1"] else "no: " + str(shown["hf 1"])
     seconds = [f"{median[who]:.2f}" for who in (*BESIDE, "ours")]
-    return [name, metrics, equal, difference, greedy, cuts, *seconds, *ratios]
+    rows = [measured(name, f"lm-eval {who}", "CPU seconds", cpu["ours"], cpu[who]) for who in BESIDE]
+    for key, value in figures(found["ours"]).items():
+        beside = figures(found["hf 1"])[key]
+        rows.append(measured(name, "lm-eval hf 1", key.removesuffix(",none"), [value], [beside], better="equal"))
+    return [name, metrics, equal, difference, greedy, cuts, *seconds, *ratios], rows
+
+
+def write_claim(path: Path, rows: list[Row]) -> None:
+    """What was found, in the common form."""
+    sentence = (
+        "The same requests of lm-evaluation-harness answered by tokenkit and by the harness's own class for "
+        "transformers, reading one request at a time (its default) and sixteen: the metrics, and the time."
+    )
+    save_claim(path, make_claim("evaluation", sentence, own_command(), rows, {"lm_eval": lm_eval.__version__}))
 
 
 def main() -> None:
@@ -110,6 +127,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--float64", action="store_true")
+    parser.add_argument("--json", type=Path, help="write the claim there")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
@@ -121,9 +139,14 @@ def main() -> None:
     head = ["task", "metrics (ours)", "equal", "largest difference", "greedy equal", "other cuts"]
     head += ["hf 1, s", "hf 16, s", "ours, s", "ours / hf 1", "ours / hf 16", "CPU: / hf 1", "CPU: / hf 16"]
     print("| " + " | ".join(head) + " |\n|" + " --- |" * len(head), flush=True)
+    rows: list[Row] = []
     for name in asked.tasks:
         both = models(source, dtype, name == "web_text")
-        print("| " + " | ".join(compare(name, folders, both, asked.limit, asked.repeats)) + " |", flush=True)
+        line, more = compare(name, folders, both, asked.limit, asked.repeats)
+        rows += more
+        print("| " + " | ".join(line) + " |", flush=True)
+    if asked.json is not None:
+        write_claim(asked.json, rows)
 
 
 if __name__ == "__main__":

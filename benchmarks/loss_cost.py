@@ -3,7 +3,7 @@
 Llama-3 (128,256 rows) and Qwen2 (151,665 rows), web text. TRL is given logits. ALM is timed from the same logits, and
 from hidden states and heads, so that the products which TRL is spared are part of its time. Both align within the time
 and get ids with byte spans. Prints a Markdown table of medians over interleaved repeats. Needs the shared data folder.
-Usage: python benchmarks/loss_cost.py [--tokens 128] [--width 64] [--repeats 5] [--swap]
+Usage: python -m benchmarks.loss_cost [--tokens 128] [--width 64] [--repeats 5] [--swap]
 """
 
 import os
@@ -19,11 +19,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from alignment_throughput import SHARED, bare, read_texts
 from torch import Tensor
 from trl.experimental.gold import GOLDConfig
 from trl.experimental.gold.gold_trainer import ULDLoss
 
+from benchmarks.alignment_throughput import SHARED, bare, read_texts
 from tokenkit.align.boundary import boundary_tokens
 from tokenkit.align.spans import align
 from tokenkit.data.batch import collate
@@ -126,29 +126,46 @@ def from_hidden(student: Side, teacher: Side, head: Tensor) -> Callable[[Tensor]
     return loss
 
 
-def measure(student: Side, teacher: Side, repeats: int) -> dict[str, float]:
-    """Median CPU seconds of each way."""
+def ways_of(student: Side, teacher: Side) -> dict[str, tuple[Callable[[Tensor], Tensor], Tensor]]:
+    """Every loss, and the tensor that gets gradients."""
     logits = student.logits.clone().requires_grad_()
     hidden = student.hidden.clone().requires_grad_()
     head = student.head.clone().requires_grad_()
-    ways: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
+    return {
         "TRL: ULD, from logits": (trl_loss(student, teacher, False), logits),
         "TRL: hybrid, from logits": (trl_loss(student, teacher, True), logits),
         "ALM, from logits": (from_logits(student, teacher), logits),
         "ALM, from hidden states": (from_hidden(student, teacher, student.head), hidden),
         "ALM, from hidden states, the head learns too": (from_hidden(student, teacher, head), hidden),
     }
+
+
+def measure(student: Side, teacher: Side, repeats: int) -> dict[str, list[float]]:
+    """CPU seconds of each way, in turn."""
+    ways = ways_of(student, teacher)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(repeats + 1):
         for name, (loss, leaf) in ways.items():
-            logits.grad = hidden.grad = head.grad = None
+            for _, other in ways.values():
+                other.grad = None
             begin = time.process_time()
             loss(leaf).backward()
             if repeat:  # the first round warms caches
                 seconds[name].append(time.process_time() - begin)
             assert leaf.grad is not None
             assert leaf.grad.any()
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
+
+
+def sides_of(names: tuple[str, str], tokens: int, width: int) -> tuple[Side, Side]:
+    """Student and teacher over the first so many student tokens of a web text."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    document = next(text for text in read_texts(600) if len(text) > 16 * tokens)
+    whole = load_tokenizer(str(SHARED / "data/tokenizers" / names[0])).encode(document)
+    text = document.encode()[: whole.ends[tokens - 1]].decode()
+    student, teacher = (Side.of(name, text, width) for name in names)
+    return student, teacher
 
 
 def main() -> None:
@@ -159,14 +176,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--swap", action="store_true", help="Qwen2 learns from Llama-3, not Llama-3 from Qwen2")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
     names = ("qwen2", "llama3") if options.swap else ("llama3", "qwen2")
-    document = next(text for text in read_texts(600) if len(text) > 16 * options.tokens)
-    whole = load_tokenizer(str(SHARED / "data/tokenizers" / names[0])).encode(document)
-    text = document.encode()[: whole.ends[options.tokens - 1]].decode()
-    student, teacher = (Side.of(name, text, options.width) for name in names)
-    medians = measure(student, teacher, options.repeats)
+    student, teacher = sides_of(names, options.tokens, options.width)
+    seconds = measure(student, teacher, options.repeats)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
     for side, role in ((student, "student"), (teacher, "teacher")):
         print(f"{role} {side.name}: {len(side.encoding) - 1} tokens, {len(side.head):,} rows")
     print("\n| loss, forward + backward | CPU-s | TRL's ULD / it | TRL's hybrid / it |\n| --- | ---: | ---: | ---: |")

@@ -4,6 +4,7 @@
     python benchmarks/losses_quality.py --output outputs/losses_quality [--methods alm clm] [--seeds 0 1 2]
     python benchmarks/losses_quality.py --output outputs/losses_quality --equal-time
     python benchmarks/losses_quality.py --output outputs/losses_quality --table --plot docs/losses_quality.png
+    python benchmarks/losses_quality.py --output outputs/losses_quality --json FILE    # all of it, and the claim
 
 Teacher: the embedded model (4.26 million weights, byte-level BPE, Python). Student: a seventh of it, another tokenizer,
 trained on web text. Both read the same Python sources in the same order. Two peers are called directly: TRL's ULDLoss,
@@ -12,9 +13,13 @@ passes and optimizer steps, measuring left out. `--equal-time` runs again with a
 """
 
 import argparse
+import importlib.metadata
+import importlib.util
 import json
 import os
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -25,6 +30,7 @@ import torch
 from tokenkit.config import build
 from tokenkit.data.batch import Batches, read_training_rows, reading_of
 from tokenkit.data.source import read_documents
+from tokenkit.report.claims import Row, absent, make_claim, measured, own_command, save_claim
 from tokenkit.train.balance import build_balance
 from tokenkit.train.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
 from tokenkit.train.step import accumulate_gradients
@@ -79,7 +85,7 @@ def run_of(student: str, losses: dict, balance: str, seed: int, steps: int, text
 class TrlStep:
     """Gradients of TRL's loss called directly on both models' logits, its cross-entropy added as its trainer does."""
 
-    def __init__(self, sides, options):
+    def __init__(self, sides, student, options):
         from transformers import AutoTokenizer
         from trl.experimental.gold import GOLDConfig
         from trl.experimental.gold.gold_trainer import ULDLoss
@@ -93,7 +99,7 @@ class TrlStep:
             uld_crossentropy_weight=1.0,
             **options,
         )
-        folders = ("outputs/small_student/model", "tokenkit/assets/demo_teacher")
+        folders = (student, "tokenkit/assets/demo_teacher")
         self.loss = ULDLoss(config, *(AutoTokenizer.from_pretrained(folder) for folder in folders))
         self.sides = sides
 
@@ -142,7 +148,7 @@ def train(method: str, student: str, seed: int, steps: int, text_bytes: int) -> 
         run.train.balance, list(objective.weights()), task.last_layer, list(task.trainable().values())
     )
     measure = measurement(run.eval, sides.student, tokenizers[0], read_documents(run.eval.source))
-    peer = TrlStep(sides, PEERS[method]) if method in PEERS else None
+    peer = TrlStep(sides, student, PEERS[method]) if method in PEERS else None
     seconds, curve = 0.0, {}
     task.train_mode(True)
     for step in range(steps + 1):
@@ -175,23 +181,46 @@ def main() -> None:
     parser.add_argument("--equal-time", action="store_true")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--json", type=Path, help="equal steps, then equal time, then write the claim there")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
+    if importlib.util.find_spec("trl") is None:
+        options.methods = [name for name in options.methods if name not in PEERS]
+    if options.json is not None:
+        make_student(Path(options.student))
+        run_all(options, equal_time=False)
+        run_all(options, equal_time=True)
+        write_claim(options)
+        print(table(options.output))
+        return
     if options.plot:
         plot(options.output, options.plot)
     if options.table:
         print(table(options.output))
     if options.table or options.plot:
         return
+    run_all(options, options.equal_time)
+
+
+def make_student(folder: Path) -> None:
+    """The student, by its run file, where it is not there."""
+    if not folder.is_dir():
+        run_file = "runs/pretrain/small_student.yaml"
+        command = [sys.executable, "-m", "tokenkit.cli", "pretrain", run_file, f"output={folder.parent}", "--quiet"]
+        subprocess.run(command, check=True)
+
+
+def run_all(options: argparse.Namespace, equal_time: bool) -> None:
+    """Every method and seed that is not there yet, the seeds in turn."""
     for seed in options.seeds:
         for method in options.methods:
-            steps = steps_in_time(options.output, method) if options.equal_time else options.steps
-            kind = "time" if options.equal_time else "steps"
+            steps = steps_in_time(options.output, method, options.steps) if equal_time else options.steps
+            kind = "time" if equal_time else "steps"
             path = options.output / f"{kind}_{method.replace(' ', '_')}_{seed}.json"
             if path.exists():
                 continue
-            if options.equal_time and steps >= STEPS:
+            if equal_time and steps >= options.steps:
                 continue  # as fast as CLM: the run of equal steps is the answer
             found = train(method, options.student, seed, steps, options.text_bytes)
             path.with_suffix(".tmp").write_text(json.dumps(found))
@@ -216,14 +245,60 @@ def per_step(folder: Path, method: str) -> float:
     return statistics.median(run["seconds"] / run["steps"] for run in read(folder, "steps", method))
 
 
-def steps_in_time(folder: Path, method: str) -> int:
+def steps_in_time(folder: Path, method: str, most: int) -> int:
     """Steps that take as long as all of CLM's."""
-    return max(1, min(STEPS, round(STEPS * per_step(folder, "CLM") / per_step(folder, method))))
+    return max(1, min(most, round(most * per_step(folder, "CLM") / per_step(folder, method))))
+
+
+BESIDE = (
+    ("GOLD + CLM", "TRL ULDLoss hybrid + CE"),
+    ("ULD + CLM", "TRL ULDLoss + CE"),
+    ("ALM + CLM", "TRL ULDLoss + CE"),
+    ("ALM + CLM", "TRL ULDLoss hybrid + CE"),
+)
+
+
+def claim_rows(folder: Path, methods: list[str]) -> list[Row]:
+    """Ours beside TRL's by cost, at equal steps and in equal time; ours beside CLM."""
+
+    def last(kind: str, method: str) -> list[float]:
+        runs = read(folder, kind, method) or read(folder, "steps", method)
+        return [run["curve"][str(run["steps"])][0] for run in runs]
+
+    def cost(method: str) -> list[float]:
+        return [run["seconds"] / run["steps"] for run in read(folder, "steps", method)]
+
+    rows = []
+    pairs = BESIDE + tuple((method, "CLM") for method in methods if method in METHODS and method != "CLM")
+    for ours, peer in pairs:
+        if ours not in methods:
+            continue
+        if peer not in methods:
+            rows.append(absent(ours, peer, "bits per byte, equal steps", "trl is not installed", last("steps", ours)))
+            continue
+        rows.append(measured(ours, peer, "CPU seconds of a step", cost(ours), cost(peer)))
+        for kind, words in (("steps", "equal steps"), ("time", "in CLM's time")):
+            rows.append(measured(ours, peer, f"bits per byte, {words}", last(kind, ours), last(kind, peer)))
+    return rows
+
+
+def write_claim(options: argparse.Namespace) -> None:
+    """What was found, in the common form."""
+    sentence = (
+        "A small student learns under a teacher of another tokenizer: held-out bits per byte after equal steps, "
+        "and after as many steps as fit into the processor time of plain cross-entropy (CLM). CLM is ours too; "
+        "TRL's loss is called directly."
+    )
+    there = any(name in PEERS for name in options.methods)
+    peers = {"trl": importlib.metadata.version("trl") if there else "absent: not installed"}
+    rows = claim_rows(options.output, options.methods)
+    save_claim(options.json, make_claim("losses", sentence, own_command(), rows, peers))
 
 
 def table(folder: Path) -> str:
     """Bits per byte, mean and standard deviation over the seeds, at equal steps and at equal time."""
-    marks = [step for step in EVAL_AT if step]
+    longest = max(run["steps"] for run in read(folder, "steps", "CLM"))
+    marks = sorted({*(step for step in EVAL_AT if 0 < step < longest), longest})
     lines = [
         "| objective | "
         + " | ".join(f"step {step}" for step in marks)
@@ -238,7 +313,7 @@ def table(folder: Path) -> str:
         ratio = per_step(folder, method) / per_step(folder, "CLM")
         again = read(folder, "time", method)
         last = [run["curve"][str(run["steps"])][0] for run in again or runs]
-        steps = again[0]["steps"] if again else STEPS
+        steps = again[0]["steps"] if again else longest
         lines.append(f"| {method} | " + " | ".join(cells) + f" | {ratio:.2f} | {steps} | {spread(last)} |")
     return "\n".join(lines)
 

@@ -4,7 +4,7 @@ Trains a model of each architecture for a while on this Python's standard librar
 prebuilt library of node-llama-cpp, in a process of its own) read the same prompts. Prints Markdown tables. Needs node,
 and in TOKENKIT_NODE_LLAMA_CPP the folder in which `npm install node-llama-cpp` was run. Speed is that of one larger
 model with random weights, every type in this one run, one thread, generating token by token.
-Usage: python benchmarks/ternary_llama_cpp.py [--steps 150] [--generated 48] [--tokenizers] [--check]
+Usage: python benchmarks/ternary_llama_cpp.py [--steps 150] [--generated 48] [--tokenizers] [--check] [--json FILE]
 """
 
 import os
@@ -31,6 +31,7 @@ from tokenkit.export.gguf_file import export_gguf
 from tokenkit.export.gguf_tokenizer import PROBES
 from tokenkit.models.bitlinear import ternary_layers
 from tokenkit.models.ternary import TernaryConfig, attach_ternary
+from tokenkit.report.claims import Row, make_claim, measured, own_command, save_claim
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.tokenizers.train import train_tokenizer
@@ -104,8 +105,10 @@ def divergence(model: PreTrainedModel, rows: list[list[int]], logits: list[list[
     return torch.cat(found)
 
 
-def agreement(folder: Path, tokenizer: Tokenizer, stream: Tensor, steps: int) -> list[float]:
-    """Prints how far llama.cpp is from the training forward; the mean KL of the ternary files."""
+def agreement(
+    folder: Path, tokenizer: Tokenizer, stream: Tensor, steps: int, only: list[str]
+) -> dict[tuple[str, str], float]:
+    """Prints how far llama.cpp is from the training forward; the mean KL by architecture and type."""
     rows = [[tokenizer.start_id(), *tokenizer.encode(text).ids.tolist()] for text in PROMPTS]
     texts = [*PROMPTS, *PROBES]
     expected = [tokenizer.encode(text).ids.tolist() for text in texts]
@@ -113,8 +116,10 @@ def agreement(folder: Path, tokenizer: Tokenizer, stream: Tensor, steps: int) ->
         "| architecture | loss | type | bytes | equal ids | mean KL | largest KL | mean KL without int8 activations |"
     )
     print("|---|---|---|---|---|---|---|---|")
-    means = []
+    means = {}
     for name, model in models(tokenizer.vocab_size).items():
+        if name not in only:
+            continue
         loss = train(model, stream, steps)
         for kind in TYPES:
             path = folder / f"{name}-{kind}.gguf"
@@ -129,33 +134,55 @@ def agreement(folder: Path, tokenizer: Tokenizer, stream: Tensor, steps: int) ->
             plain = divergence(model, rows, found["logits"]).mean()
             for layer in ternary_layers(model).values():
                 layer.activation_bits = 8
-            if kind in ("tq1_0", "tq2_0"):
-                means.append(float(kl.mean()))
+            means[name, kind] = float(kl.mean())
             figures = " | ".join(f"{value:.2e}" for value in (kl.mean(), kl.max(), plain))
             print(f"| {name} | {loss:.2f} | {kind} | {size:,} | {equal} of {len(texts)} | {figures} |")
     return means
 
 
-def speed(folder: Path, tokenizer: Tokenizer, generated: int, repeats: int = 5) -> None:
-    """Prints tokens per second of one model in every type: the best of interleaved repeats."""
+def speed(folder: Path, tokenizer: Tokenizer, generated: int, types: list[str], repeats: int) -> list[Row]:
+    """Prints tokens per second of one model in every type, the best of interleaved repeats; the rows of the claim."""
     torch.manual_seed(0)
     config = LlamaConfig(**LARGE, num_key_value_heads=4, vocab_size=tokenizer.vocab_size, tie_word_embeddings=True)
     model = LlamaForCausalLM(config).eval()
     attach_ternary(model, TernaryConfig(sub_norm="none"))
-    paths = {kind: folder / f"large-{kind}.gguf" for kind in TYPES}
+    paths = {kind: folder / f"large-{kind}.gguf" for kind in types}
     sizes = {kind: export_gguf(model, tokenizer, path, type=kind)["bytes"] for kind, path in paths.items()}
-    rates: dict[str, list[float]] = {kind: [] for kind in TYPES}
+    rates: dict[str, list[float]] = {kind: [] for kind in types}
+    busy: dict[str, list[float]] = {kind: [] for kind in types}
     for _ in range(repeats):
         for kind, path in paths.items():
             found = ask(path, rows=[[tokenizer.start_id(), 10, 11]], generated=generated)
             rates[kind].append(found["tokens"] / found["seconds"])
+            busy[kind].append(found["cpu_seconds"] / found["tokens"])
     weights = sum(parameter.numel() for parameter in model.parameters())
     print(f"\n{weights:,} weights, {generated} tokens, one thread, the best of {repeats}:\n")
     print("| type | bytes | of f16 | tokens/s | of f16 |\n|---|---|---|---|---|")
     base = max(rates["f16"])
-    for kind in TYPES:
+    for kind in types:
         rate = max(rates[kind])
         print(f"| {kind} | {sizes[kind]:,} | {sizes[kind] / sizes['f16']:.3f} | {rate:.1f} | {rate / base:.2f} |")
+    rows = []
+    for kind in types:
+        if kind != "f16":
+            rows.append(measured(kind, "f16", "MB of the file", [sizes[kind] / 1e6], [sizes["f16"] / 1e6]))
+            rows.append(measured(kind, "f16", "CPU seconds of a token", busy[kind], busy["f16"]))
+    return rows
+
+
+def write_claim(path: Path, rows: list[Row], means: dict[tuple[str, str], float]) -> None:
+    """What was found, in the common form."""
+    sentence = (
+        "One ternary model in llama.cpp as packed ternary files and as float: size, time of a token on one "
+        "thread, and how far its distributions are from the training forward (KL, the float file beside)."
+    )
+    for (name, kind), mean in means.items():
+        if kind.startswith("tq"):
+            beside = means[name, "f16"]
+            rows.append(measured(f"{name} {kind}", "f16", "mean KL, nats of a token", [mean], [beside], better="equal"))
+    manifest = Path(os.environ["TOKENKIT_NODE_LLAMA_CPP"]) / "node_modules/node-llama-cpp/package.json"
+    peers = {"node-llama-cpp": json.loads(manifest.read_text("utf-8"))["version"]}
+    save_claim(path, make_claim("ternary", sentence, own_command(), rows, peers))
 
 
 def vocabularies(folder: Path) -> None:
@@ -186,6 +213,10 @@ def main() -> None:
     parser.add_argument(
         "--tokenizers", action="store_true", help="the tokenizers of the shared folder as well; minutes"
     )
+    parser.add_argument("--architectures", nargs="+", default=["llama", "qwen2", "bitnet"])
+    parser.add_argument("--types", nargs="+", default=list(TYPES), help="of the speed table; f16 among them")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write the claim there")
     parser.add_argument("--check", action="store_true", help=f"fail where a mean KL is above {MOST_KL:g}")
     options = parser.parse_args()
     if "TOKENKIT_NODE_LLAMA_CPP" not in os.environ:
@@ -196,13 +227,17 @@ def main() -> None:
     rows = [[tokenizer.start_id(), *one.ids.tolist()] for one in tokenizer.encode_batch(documents)]
     stream = torch.tensor(list(itertools.chain.from_iterable(rows)))
     with tempfile.TemporaryDirectory() as scratch:
-        means = agreement(Path(scratch), tokenizer, stream, options.steps)
+        means = agreement(Path(scratch), tokenizer, stream, options.steps, options.architectures)
+        rows: list[Row] = []
         if options.generated:
-            speed(Path(scratch), tokenizer, options.generated)
+            rows = speed(Path(scratch), tokenizer, options.generated, options.types, options.repeats)
+        if options.json is not None:
+            write_claim(options.json, rows, means)
         if options.tokenizers:
             vocabularies(Path(scratch))
-    if options.check and max(means) > MOST_KL:
-        sys.exit(f"a mean KL of {max(means):.2e} nats, {MOST_KL:g} allowed")
+    most = max(mean for (_, kind), mean in means.items() if kind.startswith("tq"))
+    if options.check and most > MOST_KL:
+        sys.exit(f"a mean KL of {most:.2e} nats, {MOST_KL:g} allowed")
 
 
 if __name__ == "__main__":

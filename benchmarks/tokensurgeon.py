@@ -4,8 +4,8 @@ Per pair a source model and a donor with the target vocabulary are made: the row
 its three-byte pieces, seen through another matrix in each model, and noise, so that a donor's rows say something of the
 source's. Prints Markdown tables: shared tokens found, rows made from other text than the token's, CPU and wall seconds
 and peak memory of the whole command, what the written folder holds, and the mean cosine of the new input rows with
-those that the source model would have. Writes the same as JSON to --json.
-Usage: python benchmarks/tokensurgeon.py --peer BIN [--width 256] [--json FILE] [--work FOLDER] [PAIR ...]
+those that the source model would have. Writes the same as JSON to --raw, and the claim of one pair to --json.
+Usage: python benchmarks/tokensurgeon.py --peer BIN [--width 256] [--raw FILE] [--json FILE] [--work FOLDER] [PAIR ...]
        where BIN is the bin folder of an environment with mergekit 0.1.5, and PAIR is SOURCE:TARGET of the shared folder
 """
 
@@ -16,6 +16,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
 import argparse
+import itertools
 import json
 import lzma
 import subprocess
@@ -31,6 +32,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from tokenkit.report.claims import Row, absent, make_claim, measured, own_command, save_claim
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.transfer.plan import TransferPlan, plan_transfer
@@ -114,7 +116,7 @@ def written(folder: Path, source: Path, target: Tokenizer, plan: TransferPlan, t
     }
 
 
-def measured(pair: str, args: argparse.Namespace, work: Path) -> dict[str, Any]:
+def measure_pair(pair: str, args: argparse.Namespace, work: Path) -> dict[str, Any]:
     """All commands on a pair, and what the vocabularies have in common."""
     names = pair.split(":")
     source, target = (load_tokenizer(str(SHARED / "data/tokenizers" / name)) for name in names)
@@ -124,12 +126,10 @@ def measured(pair: str, args: argparse.Namespace, work: Path) -> dict[str, Any]:
     plan = plan_transfer(source, target, source_rows=source.vocab_size)
     truth = seen(target.token_bytes, args.width, 10, 0.0)
     (work / "bytes").write_text("\n".join(token.hex() for token in target.token_bytes), "ascii")
-    worker = [str(args.peer / "python"), str(Path(__file__).with_name("tokensurgeon_worker.py"))]
-    counted = subprocess.run([*worker, base, donor, work / "bytes"], capture_output=True, text=True, check=True)
-    found: dict[str, Any] = {"peer": json.loads(counted.stdout.splitlines()[-1]), "shared": len(plan.anchors[0])}
-    for command in args.commands:
+    found: dict[str, Any] = {"peer": counted_by_peer(args.peer, base, donor, work), "shared": len(plan.anchors[0])}
+    for repeat, command in itertools.product(range(args.repeats), args.commands):
         name, _, method = command.partition("-")
-        out = work / command
+        out = work / f"{command}-{repeat}"
         if name == "mergekit":
             line = [str(args.peer / "mergekit-tokensurgeon"), str(base), str(donor), str(out), "-a", method, "-k", "8"]
         else:
@@ -142,11 +142,61 @@ def measured(pair: str, args: argparse.Namespace, work: Path) -> dict[str, Any]:
             }
             (work / f"{command}.yaml").write_text(yaml.safe_dump(file), "utf-8")
             line = [sys.executable, "-m", "tokenkit.cli", "transfer", str(work / f"{command}.yaml")]
+        earlier = found.get(command, {"all": []})["all"]
         found[command] = run(line, work / f"{command}.log")
+        found[command]["all"] = [*earlier, {key: found[command][key] for key in ("cpu_s", "peak_mb")}]
         if found[command]["exit"] == 0:
             found[command] |= written(out, base, target, plan, truth)
-        print(pair, command, json.dumps({k: v for k, v in found[command].items() if k != "log"}), flush=True)
+        print(
+            pair, command, json.dumps({k: v for k, v in found[command].items() if k not in ("log", "all")}), flush=True
+        )
     return found
+
+
+def counted_by_peer(peer: Path, base: Path, donor: Path, work: Path) -> dict[str, int]:
+    """What mergekit makes of the two vocabularies; nothing where it is not there."""
+    if not (peer / "python").exists():
+        return {}
+    worker = [str(peer / "python"), str(Path(__file__).with_name("tokensurgeon_worker.py"))]
+    counted = subprocess.run([*worker, base, donor, work / "bytes"], capture_output=True, text=True, check=True)
+    return json.loads(counted.stdout.splitlines()[-1])
+
+
+def claim_rows(pair: str, found: dict[str, Any]) -> list[Row]:
+    """The two ways that both know, side by side."""
+    rows: list[Row] = []
+    for ours, theirs in (("tokenkit-fvt", "mergekit-subword"), ("tokenkit-omp", "mergekit-omp")):
+        if ours not in found:
+            continue
+        what, beside = (f"{name.replace('-', ' ')}, {pair.replace(':', ' → ')}" for name in (ours, theirs))
+        own, peer = found[ours], found.get(theirs, {"exit": None})
+        if peer["exit"] != 0:
+            why = "mergekit is not installed" if peer["exit"] is None else peer["log"].strip().splitlines()[-1][:100]
+            rows.append(absent(what, beside, "CPU seconds", why, [one["cpu_s"] for one in own["all"]]))
+            continue
+        for unit, key in (("CPU seconds", "cpu_s"), ("peak MB", "peak_mb")):
+            rows.append(measured(what, beside, unit, *([one[key] for one in side["all"]] for side in (own, peer))))
+        for unit, key in (("cosine of new rows with the source's", "cosine of new rows"),):
+            rows.append(measured(what, beside, unit, [own[key]], [peer[key]], better="more"))
+        for unit, key in (("share of shared rows copied", "shared rows copied"),):
+            rows.append(measured(what, beside, unit, [own[key]], [peer[key]], better="equal"))
+    if found["peer"]:
+        wrong = found["peer"]["garbled"]
+        note = "of them made by mergekit from other text than the token's: the peer's figure"
+        rows.append(measured("new rows", "mergekit", "rows from other text", [0], [wrong], better="equal", note=note))
+    return rows
+
+
+def write_claim(path: Path, results: dict[str, dict[str, Any]]) -> None:
+    """What was found, in the common form."""
+    sentence = (
+        "Whole commands from folder to folder over real vocabularies and synthetic rows: time, memory, how many "
+        "of the shared tokens keep their rows, and how close new rows are to what the source model would have."
+    )
+    rows = [row for pair, found in results.items() for row in claim_rows(pair, found)]
+    there = all(found["peer"] for found in results.values())
+    peers = {"mergekit": "0.1.5" if there else "absent: not installed; see benchmarks/peers.py"}
+    save_claim(path, make_claim("transplant", sentence, own_command(), rows, peers))
 
 
 def tables(results: dict[str, dict[str, Any]], commands: list[str]) -> str:
@@ -156,12 +206,12 @@ def tables(results: dict[str, dict[str, Any]], commands: list[str]) -> str:
         "|---|---:|---:|---:|---:|",
     ]
     for pair, one in results.items():
-        peer = one["peer"]
+        peer = one["peer"] or {"shared": 0, "new": 0, "garbled": 0}
         share = peer["garbled"] / max(peer["new"], 1)
         lines.append(
             f"| {pair} | {one['shared']:,} | {peer['shared']:,} | {peer['new']:,} | {peer['garbled']:,} ({share:.1%}) |"
         )
-    keys = [key for key in results[next(iter(results))][commands[0]] if key not in ("exit", "log")]
+    keys = [key for key in results[next(iter(results))][commands[0]] if key not in ("exit", "log", "all")]
     lines += ["", "| pair | command | " + " | ".join(keys) + " |", "|---|---|" + "---:|" * len(keys)]
     for pair, one in results.items():
         for command in commands:
@@ -182,22 +232,28 @@ def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", nargs="*", default=PAIRS)
-    parser.add_argument("--peer", type=Path, required=True)
+    parser.add_argument("--peer", type=Path, default=Path(".peers/mergekit/bin"))
+    parser.add_argument("--repeats", type=int, default=1, help="of every command, in turn")
     parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--raw", type=Path, help="all figures as JSON")
+    parser.add_argument("--json", type=Path, help="write the claim there")
     parser.add_argument("--work", type=Path, help="keep what is written, in a new folder")
     every = ["tokenkit-fvt", "tokenkit-omp", "mergekit-subword", "mergekit-omp", "mergekit-stb"]
     parser.add_argument("--commands", nargs="+", default=every)
     args = parser.parse_args()
+    if not (args.peer / "mergekit-tokensurgeon").exists():
+        args.commands = [name for name in args.commands if not name.startswith("mergekit")]
     results: dict[str, dict[str, Any]] = {}
     for pair in args.pairs:
         with tempfile.TemporaryDirectory() as folder:
             work = Path(folder) if args.work is None else args.work / pair.replace(":", "_")
             work.mkdir(parents=True, exist_ok=args.work is None)
-            results[pair] = measured(pair, args, work)
-        if args.json is not None:
-            args.json.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+            results[pair] = measure_pair(pair, args, work)
+        if args.raw is not None:
+            args.raw.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     print("\n" + tables(results, args.commands))
+    if args.json is not None:
+        write_claim(args.json, results)
 
 
 if __name__ == "__main__":

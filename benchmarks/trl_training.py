@@ -6,6 +6,7 @@ and aligning that it does at every step. TRL is given ids that are ready, and is
 checkpointing, bfloat16, packing, logging, saving and workers. Prints Markdown tables of ratios: medians over
 interleaved repeats, their smallest and largest, and the most memory beside the loaded models.
 Usage: python -m benchmarks.trl_training [--settings small large] [--repeats 5] [--steps 4] [--ways "ALM" ...]
+       [--json FILE]
 Needs trl (`pip install trl==1.16.0`) and the shared data folder.
 """
 
@@ -22,6 +23,7 @@ os.environ.update(
 )
 
 import argparse
+import importlib.metadata
 import multiprocessing
 import statistics
 import sys
@@ -33,6 +35,7 @@ import torch
 
 from benchmarks.trl_training_models import SETTINGS, make_models
 from benchmarks.trl_training_ways import GROUPS, WAYS, run_round
+from tokenkit.report.claims import Row, make_claim, measured, own_command, save_claim
 
 Answers = dict[str, list[dict[str, float]]]
 
@@ -84,6 +87,27 @@ def table(setting: str, found: Answers) -> str:
     return "\n".join(lines)
 
 
+def claim_rows(setting: str, found: Answers) -> list[Row]:
+    """Every pair that is compared, by time and by memory."""
+    rows, units = [], (("CPU seconds of a step", "seconds", 1.0), ("peak MB beside the models", "bytes", 1e-6))
+    for ours, theirs in GROUPS:
+        if ours in found and theirs in found:
+            for unit, key, scale in units:
+                sides = ([scale * one[key] for one in found[way]] for way in (ours, theirs))
+                rows.append(measured(f"{ours}, {setting}", f"TRL {theirs}", unit, *sides))
+    return rows
+
+
+def write_claim(path: Path, rows: list[Row]) -> None:
+    """What was found, in the common form."""
+    sentence = (
+        "A step of the training loop beside TRL's trainers over the same models, rows and batches; tokenkit "
+        "tokenises and aligns at every step, TRL gets ids that are ready."
+    )
+    peers = {"trl": importlib.metadata.version("trl")}
+    save_claim(path, make_claim("training", sentence, own_command(), rows, peers))
+
+
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -91,13 +115,18 @@ def main() -> None:
     parser.add_argument("--ways", choices=WAYS, nargs="+", default=list(WAYS))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="that count in a round; one more goes before them")
+    parser.add_argument("--json", type=Path, help="write the claim there")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    rows: list[Row] = []
     for setting in options.settings:
         with tempfile.TemporaryDirectory() as folder:
             make_models(setting, Path(folder))
             found = rounds(options.ways, Path(folder), options.repeats, options.steps)
         print(f"\n{table(setting, found)}", flush=True)
+        rows += claim_rows(setting, found)
+    if options.json is not None:
+        write_claim(options.json, rows)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,85 @@
-"""Writes docs/reference.md (verbs, run-file keys, losses, initialisers) and docs/guide_keys.md, from the code."""
+"""Writes the pages of docs/ that come from the code.
 
+reference.md: verbs, run-file keys, losses, initialisers. guide_keys.md: the user guide's commands and keys. cli.md: the
+help of every command. api/: one page per package, which the site fills with signatures and docstrings.
+"""
+
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+from typer.core import TyperGroup
+from typer.main import get_command
+from typer.testing import CliRunner
 
+from tokenkit.cli import app
 from tokenkit.config import Config
 from tokenkit.losses import LOSSES
 from tokenkit.transfer import INITIALIZERS
 from tokenkit.verbs import RUNS, run_schema
 from tokenkit.verbs.guide.page import guide_page
 
-TARGET = Path(__file__).parents[1] / "docs" / "reference.md"
-GUIDE_PAGE = TARGET.with_name("guide_keys.md")
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+HAND = "Written by `make docs` from the code; do not edit."
+TOP = "tokenkit"  # the page of the modules that stand alone
+
+
+def pages() -> dict[Path, str]:
+    """Every page that is written from the code, and what stands in it."""
+    fixed = {"reference.md": reference(), "guide_keys.md": guide_page(), "cli.md": command_line()}
+    api = {f"api/{name}.md": api_page(name, modules) for name, modules in public_modules().items()}
+    return {DOCS / name: text for name, text in (fixed | api).items()}
+
+
+def command_line() -> str:
+    """The help of every command, as a terminal of 80 columns shows it without colour."""
+    parts = [f"# Command line\n\n{HAND}\n"]
+    parts.append("What `--help` says. The keys of each run file are in the [reference](reference.md).\n")
+    for words in commands(get_command(app), ()):
+        narrow = {"COLUMNS": "80", "NO_COLOR": "1"}
+        asked = CliRunner().invoke(app, [*words, "--help"], prog_name="tokenkit", env=narrow)
+        name = " ".join(("tokenkit", *words))
+        shown = "\n".join(line.rstrip() for line in asked.output.strip().splitlines())
+        parts.append(f"## {name}\n\n```text\n{shown}\n```\n")
+    return "\n".join(parts)
+
+
+def commands(command: Any, words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The words of a command and of those below it, in the order of the help."""
+    yield words
+    for name in command.list_commands(None) if isinstance(command, TyperGroup) else ():
+        yield from commands(command.commands[name], (*words, name))
+
+
+def public_modules() -> dict[str, list[str]]:
+    """Pages of the Python reference → their modules: one page per package, one for the modules that stand alone.
+
+    Public is what has no underscore before its name. Left out are the command line and the code that is copied beside
+    exported models.
+    """
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "tokenkit").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[1].startswith("cli") or {"assets", "remote_code"} & set(parts):
+            continue
+        package = parts[1:-1]
+        found.setdefault("_".join(package) or TOP, []).append(".".join(p for p in parts if p != "__init__"))
+    return found
+
+
+def api_page(name: str, modules: list[str]) -> str:
+    """A page of instructions for mkdocstrings."""
+    title = modules[0] if name != TOP else "tokenkit: modules that stand alone"
+    lines = [f"# {title}\n", f"{HAND} The site shows signatures and docstrings here.\n"]
+    return "\n".join([*lines, *(f"::: {module}\n" for module in modules)])
 
 
 def reference() -> str:
     """The whole page."""
-    parts = ["# Reference\n\nWritten by `make docs` from the code; do not edit.\n"]
+    parts = [f"# Reference\n\n{HAND}\n"]
     for verb in RUNS:
         schema = run_schema(verb)
         parts.append(
@@ -44,11 +105,15 @@ def rows(schema: type[Config], prefix: str = "") -> list[str]:
     found = []
     for name, field in schema.model_fields.items():
         key = f"{prefix}{name}"
-        found.append(f"| `{key}` | {kind(field)} | {default(field)} | {' '.join((field.description or '').split())} |")
+        found.append(f"| `{key}` | {kind(field)} | {default(field)} | {about(field)} |")
         section = section_of(field.annotation)
         if section is not None and name != "losses":
             found += rows(section, f"{key}.")
     return found
+
+
+def about(field: FieldInfo) -> str:
+    return " ".join((field.description or "").split()).replace("|", "\\|")
 
 
 def section_of(annotation: Any) -> type[Config] | None:
@@ -71,5 +136,9 @@ def default(field: FieldInfo) -> str:
 
 
 if __name__ == "__main__":
-    TARGET.write_text(reference(), "utf-8")
-    GUIDE_PAGE.write_text(guide_page(), "utf-8")
+    written = pages()
+    for old in (DOCS / "api").glob("*.md"):
+        if old not in written and old.name != "index.md":
+            old.unlink()
+    for path, text in written.items():
+        path.write_text(text, "utf-8")

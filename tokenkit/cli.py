@@ -8,6 +8,8 @@ import typer
 from tokenkit import cli_sweep, cli_tokenizer, cli_transfer, cli_vocabulary
 from tokenkit.cli_shared import (
     DryRun,
+    On,
+    Price,
     Quiet,
     Resume,
     Words,
@@ -48,12 +50,19 @@ def demo(words: Words = None, dry_run: DryRun = False, quiet: Quiet = False) -> 
 
 
 @app.command()
-def pretrain(words: Words = None, dry_run: DryRun = False, resume: Resume = False, quiet: Quiet = False) -> None:
+def pretrain(
+    words: Words = None,
+    dry_run: DryRun = False,
+    on: On = None,
+    price: Price = None,
+    resume: Resume = False,
+    quiet: Quiet = False,
+) -> None:
     """Train a small model and its tokenizer from nothing."""
     from tokenkit.verbs.pretrain import PretrainRun, pretrain
 
     run = load(PretrainRun, words or [])
-    if not shown_training(run, dry_run):
+    if not shown_training(run, dry_run, on, price):
         print_results(pretrain(run, resume=resume, quiet=quiet))
 
 
@@ -63,6 +72,8 @@ def distill(
     preset: cli_sweep.Preset = None,
     smoke: cli_sweep.Smoke = False,
     dry_run: DryRun = False,
+    on: On = None,
+    price: Price = None,
     resume: Resume = False,
     quiet: Quiet = False,
 ) -> None:
@@ -72,7 +83,7 @@ def distill(
 
     chosen = cli_sweep.chosen_preset(preset, words or [], smoke)
     run = chosen or load(DistillRun, words or [])
-    if not shown_training(run, dry_run):
+    if not shown_training(run, dry_run, on, price):
         cli_sweep.make_teacher(preset, run, smoke, quiet)
         print_distilled(distill_stages(run, resume=resume, quiet=quiet), last_folder(run))
 
@@ -328,14 +339,19 @@ def merge_lora(words: Words = None, dry_run: DryRun = False) -> None:
 
 
 @app.command()
-def report(words: Words = None, dry_run: DryRun = False) -> None:
-    """Write the page of a run folder again."""
-    from tokenkit.report.page import write_page
-    from tokenkit.verbs.report import ReportRun
+def report(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN ...", help="Folders of runs; or a run file. Then KEY=VALUE.", show_default=False),
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Write the page of a run folder again, or one page that compares several runs."""
+    from tokenkit.verbs.report import load_report, report
 
-    run = load(ReportRun, words or [])
+    run = load_report(words or [])
     if not shown(run, dry_run):
-        typer.echo(write_page(run.run))
+        typer.echo(report(run))
 
 
 @app.command()

@@ -19,6 +19,11 @@ Words = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved run, and what training takes; leave.")]
+On = Annotated[
+    str | None,
+    typer.Option("--on", help="With --dry-run: estimate for a device that is not here: h100, a100-80, ..."),
+]
+Price = Annotated[float | None, typer.Option("--price", min=0, help="With --on: of an hour of one such device.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that the output folder holds.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
@@ -54,12 +59,14 @@ def shown(run: Config, dry_run: bool) -> bool:
     return dry_run
 
 
-def shown_training(run: Any, dry_run: bool) -> bool:
-    """The same of a run that trains, with what it takes in memory and time."""
+def shown_training(run: Any, dry_run: bool, on: str | None = None, price: float | None = None) -> bool:
+    """The same of a run that trains, with what it takes in memory and time, here or `on` a device at a `price`."""
     if dry_run:
         from tokenkit.verbs.estimate import dry_run_text
 
-        typer.echo(dry_run_text(run), nl=False)
+        typer.echo(dry_run_text(run, on, price), nl=False)
+    elif on is not None or price is not None:
+        raise UserError("--on, --price: say what a run would take, and start none; write --dry-run beside them")
     return dry_run
 
 
@@ -102,10 +109,10 @@ def print_json(values: Any) -> None:
 
 
 def print_rich(shown: Any) -> None:
-    """Prints a table or a text with styles."""
-    from rich.console import Console
+    """Prints a table or a text with styles, at the width that there is."""
+    from tokenkit.report.terminal import show
 
-    Console().print(shown)
+    show(shown)
 
 
 def run_script(name: str, action: Callable[[], int | None]) -> None:

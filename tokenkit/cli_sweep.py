@@ -1,10 +1,10 @@
-"""The commands over many runs: sweep, study, search, architectures; and the runs that come with the package."""
+"""The commands over many runs: sweep, study, search, architectures, bench; and the runs that come with the package."""
 
 from typing import Annotated, Any
 
 import typer
 
-from tokenkit.cli_shared import DryRun, Quiet, Words, print_rich, print_values, shown
+from tokenkit.cli_shared import DryRun, Quiet, Words, echo, print_json, print_rich, print_values, shown
 from tokenkit.config import UserError, load
 
 app = typer.Typer()
@@ -80,6 +80,32 @@ def architectures(
     run = load(ArchitecturesRun, words or [])
     if not shown(run, dry_run):
         _finish(architectures(run, quiet=quiet), keep_going or run.keep_going)
+
+
+@app.command()
+def bench(
+    words: Words = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The results, and what differs, as JSON.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Show what the benchmarks found beside their peers; with against=FOLDER exit 1 where two runs differ."""
+    from tokenkit.verbs.bench import BenchRun, bench
+
+    run = load(BenchRun, words or [])
+    if shown(run, dry_run):
+        return
+    found = bench(run)
+    if as_json:
+        print_json(found | {"claims": [claim.model_dump(mode="json") for claim in found["claims"]]})
+    else:
+        from tokenkit.report.claim_tables import claims_table, comparison_lines
+
+        if run.against is None:
+            print_rich(claims_table(found["claims"]))
+        else:
+            echo("\n".join(comparison_lines(found["changed"], found["alone"], found["same"])))
+    if found.get("changed"):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 
 from tokenkit.config import UserError, build
 from tokenkit.train import shards
-from tokenkit.train.checkpoint import Progress, find_damage, list_checkpoints, load_newest, save_checkpoint
+from tokenkit.train.checkpoint import Progress, StepFolders, Training, find_damage, list_checkpoints
 from tokenkit.train.folder import RunFolder
 from tokenkit.train.loop import Interrupted
 from tokenkit.train.optimizer import build_optimizer, learning_rate_factor
+from tokenkit.train.passes import Balance
 from tokenkit.train.schema import OptimizerConfig
 from tokenkit.verbs.distill import distill
 from tokenkit.verbs.distill_run import DistillRun
@@ -34,11 +35,20 @@ def trained(seed=0):
     return parameters, optimizer
 
 
+def saved(folder, parameters, optimizer, progress):
+    StepFolders(folder).save(Training(parameters, optimizer, Balance(), {}), progress, keep=2, last=False)
+    return folder / f"step_{progress.step:08d}"
+
+
+def loaded(folder, parameters, optimizer):
+    return StepFolders(folder).load(Training(parameters, optimizer, Balance(), {}))
+
+
 def test_everything_comes_back(tmp_path):
     parameters, optimizer = trained()
-    save_checkpoint(tmp_path, parameters, optimizer, Progress(3, 30, 300), keep=2)
+    saved(tmp_path, parameters, optimizer, Progress(3, 30, 300))
     others, other_optimizer = trained(1)
-    assert load_newest(tmp_path, others, other_optimizer) == Progress(3, 30, 300)
+    assert loaded(tmp_path, others, other_optimizer) == Progress(3, 30, 300)
     for name, parameter in parameters.items():
         assert torch.equal(others[name], parameter)
         for key in ("exp_avg", "exp_avg_sq", "step"):
@@ -49,8 +59,8 @@ def test_everything_comes_back(tmp_path):
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, file, damage):
     parameters, optimizer = trained()
-    save_checkpoint(tmp_path, parameters, optimizer, Progress(1), keep=2)
-    newest = save_checkpoint(tmp_path, parameters, optimizer, Progress(2), keep=2) / file
+    saved(tmp_path, parameters, optimizer, Progress(1))
+    newest = saved(tmp_path, parameters, optimizer, Progress(2)) / file
     content = newest.read_bytes()
     if damage == "remove":
         newest.unlink()
@@ -59,7 +69,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, fil
     else:
         newest.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with caplog.at_level("WARNING"):
-        assert load_newest(tmp_path, *trained(1)) == Progress(1)
+        assert loaded(tmp_path, *trained(1)) == Progress(1)
     assert "going back to the checkpoint before" in caplog.text
 
 
@@ -67,14 +77,14 @@ def test_only_the_newest_are_kept_and_leftovers_are_cleared(tmp_path):
     parameters, optimizer = trained()
     (tmp_path / ".step_00000001.77.tmp").mkdir()
     for step in (1, 2, 3):
-        save_checkpoint(tmp_path, parameters, optimizer, Progress(step), keep=2)
+        saved(tmp_path, parameters, optimizer, Progress(step))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000002", "step_00000003"]
     assert all(find_damage(path) is None for path in list_checkpoints(tmp_path))
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_one_before(tmp_path, monkeypatch):
     parameters, optimizer = trained()
-    save_checkpoint(tmp_path, parameters, optimizer, Progress(1), keep=2)
+    saved(tmp_path, parameters, optimizer, Progress(1))
 
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
@@ -83,16 +93,16 @@ def test_a_full_disk_is_one_line_and_keeps_the_one_before(tmp_path, monkeypatch)
     with pytest.raises(
         UserError, match=r"step 2 could not be written .No space left on device.; the one before is kept"
     ):
-        save_checkpoint(tmp_path, parameters, optimizer, Progress(2), keep=2)
+        saved(tmp_path, parameters, optimizer, Progress(2))
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000001"]
-    assert load_newest(tmp_path, *trained(1)) == Progress(1)
+    assert loaded(tmp_path, *trained(1)) == Progress(1)
 
 
 def test_other_parameters_are_refused(tmp_path):
     parameters, optimizer = trained()
-    save_checkpoint(tmp_path, parameters, optimizer, Progress(1), keep=2)
+    saved(tmp_path, parameters, optimizer, Progress(1))
     with pytest.raises(UserError, match="trained other parameters than this run does, w for one"):
-        load_newest(tmp_path, {"b": parameters["b"]}, optimizer)
+        loaded(tmp_path, {"b": parameters["b"]}, optimizer)
 
 
 def test_the_learning_rate_by_hand():

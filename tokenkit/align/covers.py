@@ -248,9 +248,7 @@ def covers(tokenizer: Tokenizer, number: Callable[[bytes], int]) -> Covers:
     if model.model["type"] != "BPE":
         return ModelCovers(model, model.words(number, lambda index: True))
     size = len(model.spelled)
-    pairs = (m.split(" ", 1) if isinstance(m, str) else m for m in model.model["merges"])
-    merges = [(left, right) for left, right in pairs]
-    tree = merge_tree(model.vocabulary, merges, size)
+    tree = merge_tree(model.vocabulary, merge_pairs({"model": model.model}), size)
     reachable = tree.reachable
     words = model.words(number, lambda index: model.whole_words or bool(reachable[index]))
     place = np.full(size, -1, np.int32)

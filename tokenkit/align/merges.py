@@ -6,11 +6,12 @@ merges inside two tokens do not see each other, and of the merges across a borde
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 from numpy import ndarray
+
+from tokenkit.tokenizers.surgery.bpe import merged
 
 NEVER = np.iinfo(np.int32).max
 
@@ -34,39 +35,20 @@ class MergeTree:
 
 def merge_tree(vocabulary: dict[str, int], merges: list[tuple[str, str]], size: int) -> MergeTree:
     """The tree of a merge list, from tokenising every entry of the vocabulary; entries of one character are whole."""
-    ranks: dict[int, int] = {}
-    made: list[int] = []
-    for rank, (left, right) in enumerate(merges):
-        ranks[vocabulary[left] * size + vocabulary[right]] = rank  # of two equal merges the library keeps the later
-        made.append(vocabulary[left + right])
+    ranks = {pair: rank for rank, pair in enumerate(merges)}  # of two equal merges the library keeps the later
     none = np.full(size, -1, np.int32)
     tree = MergeTree(none, none.copy(), none.copy(), none.copy(), np.zeros(size, np.bool_))
     for piece, index in vocabulary.items():
-        symbols = [vocabulary.get(character, -1) for character in piece]
-        if -1 in symbols:
+        if not all(character in vocabulary for character in piece):
             continue
-        done = _merge(symbols, ranks, made, size)
-        if symbols == [index]:
+        symbols, done = merged(piece, ranks)
+        if symbols == [piece]:
             tree.reachable[index] = True
             if done:
                 left, right = merges[done[-1]]
                 tree.left[index], tree.right[index] = vocabulary[left], vocabulary[right]
                 tree.rank[index], tree.time[index] = done[-1], max(done)
     return tree
-
-
-def _merge(symbols: list[int], ranks: dict[int, int], made: list[int], size: int) -> list[int]:
-    """Merges in place, the smallest rank first and of equals the leftmost; the ranks of the merges done, in order."""
-    done: list[int] = []
-    while len(symbols) > 1:
-        found = [ranks.get(a * size + b, NEVER) for a, b in pairwise(symbols)]
-        best = min(found)
-        if best == NEVER:
-            break
-        place = found.index(best)
-        symbols[place : place + 2] = [made[best]]
-        done.append(best)
-    return done
 
 
 class Followers:

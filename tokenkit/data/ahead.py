@@ -49,6 +49,29 @@ class Numbered(Protocol):
         ...
 
 
+class Around:
+    """Batches that are made of other ones, which say and remember all but what a step holds."""
+
+    def __init__(self, batches: Numbered):
+        self.batches = batches
+
+    def place(self, step: int) -> str:
+        """Where the rows of a step come from, for messages."""
+        return self.batches.place(step)
+
+    def rows_read(self, steps: int) -> dict[str, int]:
+        """How many rows of each source the first steps read."""
+        return self.batches.rows_read(steps)
+
+    def state(self) -> dict[str, Tensor]:
+        """What the batches remember: nothing, where a step follows from its number."""
+        return self.batches.state()
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Puts it back."""
+        self.batches.load_state(tensors)
+
+
 class _Steps(Dataset):
     """A step's microbatches by its number; a user's error is a value, for it has to stay one line."""
 
@@ -62,11 +85,12 @@ class _Steps(Dataset):
             return str(error)
 
 
-class Ahead:
+class Ahead(Around):
     """Other batches, made by processes. Where a step is not the one after the last, they begin again with it."""
 
     def __init__(self, batches: Numbered, workers: int):
-        self.batches, self.workers = batches, workers
+        super().__init__(batches)
+        self.workers = workers
         self._coming: Iterator[list[Batch] | str] | None = None
         self._next: tuple[int, Request] = (-1, (0, 0, 0))
 
@@ -82,22 +106,6 @@ class Ahead:
             self.close()
             raise UserError(found)
         return found
-
-    def place(self, step: int) -> str:
-        """Where the rows of a step come from, for messages."""
-        return self.batches.place(step)
-
-    def rows_read(self, steps: int) -> dict[str, int]:
-        """How many rows of each source the first steps read."""
-        return self.batches.rows_read(steps)
-
-    def state(self) -> dict[str, Tensor]:
-        """What the batches remember: nothing, for a step follows from its number."""
-        return self.batches.state()
-
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Puts it back."""
-        self.batches.load_state(tensors)
 
     def close(self) -> None:
         """Ends the processes, and waits for that."""

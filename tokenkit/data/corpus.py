@@ -96,7 +96,7 @@ def read_training_rows(data: DataConfig) -> Rows:
     return parts[0] if data.source is not None else MixedRows(parts, data.mixture, data.mix_languages)
 
 
-def read_texts(data: DataConfig, most_bytes: int | None = None) -> list[str]:
+def read_texts(data: DataConfig) -> list[str]:
     """The documents of the training text, those of several sources mixed evenly, so that a part stands for the whole.
 
     Of a stream the first ones alone: as many as `max_bytes` of its sources say, else 16 MB in all.

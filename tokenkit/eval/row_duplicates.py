@@ -45,14 +45,14 @@ class Families:
         return {int(ids[i]): int(counts[i]) for i in order if counts[i] > 1}
 
 
-def find_duplicates(rows: Rows, *, cosine: float = 0.999, seed: int = 0) -> Families:
+def find_duplicates(rows: Rows, *, cosine: float = 0.999) -> Families:
     """The families of a matrix: equal rows, and rows whose cosine with a leader is at least `cosine`.
 
     Rows of zeros and rows that are not finite repeat only rows of the same bytes.
     """
     exact = _exact(rows)
     first = np.flatnonzero(exact == np.arange(len(exact)))
-    basis = _basis(rows, first, seed)
+    basis = _basis(rows, first)
     leader = exact.copy()
     leaders = np.zeros(0, np.int64)
     screened = torch.zeros(0, basis.shape[1])
@@ -93,11 +93,11 @@ def _units(rows: Rows, ids: Int64[ndarray, "N"]) -> Float[Tensor, "N D"]:
     return functional.normalize(block, dim=1)
 
 
-def _basis(rows: Rows, ids: Int64[ndarray, "N"], seed: int) -> Float[Tensor, "D R"]:
+def _basis(rows: Rows, ids: Int64[ndarray, "N"]) -> Float[Tensor, "D R"]:
     """Orthonormal directions in which the rows of length 1 differ much: random sums of them, made orthogonal."""
     width = rows.shape[1]
     count = min(DIRECTIONS, width)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     sums = torch.zeros(width, count)
     for part in _parts(ids, BLOCK):
         sums += _units(rows, part).T @ torch.randn(len(part), count, generator=generator)

@@ -25,12 +25,12 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
-def ratio(value: float, reference: float, direction: Direction, *, floor: float = FLOOR) -> float:
+def ratio(value: float, reference: float, direction: Direction) -> float:
     """How good a value is beside a reference: 1 is as good, 2 twice as good, whichever direction is better."""
     for name, number in (("value", value), ("reference", reference)):
         if not number >= 0:
             raise ValueError(f"a ratio needs numbers of at least 0; the {name} is {number}")
-    value, reference = max(value, floor), max(reference, floor)
+    value, reference = max(value, FLOOR), max(reference, FLOOR)
     return value / reference if direction == "max" else reference / value
 
 

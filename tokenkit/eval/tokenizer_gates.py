@@ -96,8 +96,8 @@ def _most(what: str, value: float, most: float, unit: str = "") -> Check:
     return Check(what=what, value=f"{value:.4g}{unit}", target=f"at most {most:g}{unit}", passed=value <= most)
 
 
-def _least(what: str, value: float, least: float, unit: str = "") -> Check:
-    return Check(what=what, value=f"{value:.4g}{unit}", target=f"at least {least:g}{unit}", passed=value >= least)
+def _least(what: str, value: float, least: float) -> Check:
+    return Check(what=what, value=f"{value:.4g}", target=f"at least {least:g}", passed=value >= least)
 
 
 def _is(what: str, passed: bool) -> Check:

@@ -9,6 +9,7 @@ from tokenkit.tokenizers.json_config import read_config
 from tokenkit.tokenizers.whole_file import write_whole
 
 Phase = Literal["before", "after", "final"]
+LONGEST_MESSAGE = 200  # characters of what is wrong with a file
 
 
 class Figures(Config):
@@ -145,5 +146,5 @@ def read_results(path: Path | str) -> SuiteResults:
         raise UserError(f"{_shortened(str(error))}; give a file that `tokenizer test` wrote") from None
 
 
-def _shortened(message: str, most: int = 200) -> str:
-    return message if len(message) <= most else f"{message[:most]} …"
+def _shortened(message: str) -> str:
+    return message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]} …"

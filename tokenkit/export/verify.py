@@ -73,7 +73,7 @@ def allowed(difference: float, tolerance: float, model: PreTrainedModel, rows: S
 
 def _equal_tensors(model: PreTrainedModel, reloaded: PreTrainedModel, name: str) -> int:
     before, after = model.state_dict(), reloaded.state_dict()
-    for key in before.keys() | after.keys():
+    for key in sorted(before.keys() | after.keys()):
         if key not in before or key not in after or not torch.equal(before[key], after[key]):
             raise ExportError(f"{name}: the tensor {key} is not the same after reloading")
     return len(after)

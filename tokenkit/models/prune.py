@@ -121,7 +121,7 @@ def keep_sets(model: PreTrainedModel, config: PruneConfig, calibration: Sequence
         layers = best(block_scores(model, calibration, config.layer_score), after[LAYERS])
     if not config.wide:
         return Kept(layers)
-    axes, heads = _axes(model, width_scores(model, calibration), before, after)
+    axes, heads = _axes(width_scores(model, calibration), before, after)
     sizes = {name: after[name] for name in WIDTHS}
     if after[HEADS] * before["head_dim"] != after[WIDTH]:  # else it follows from the others, as the architecture says
         sizes["head_dim"] = before["head_dim"]
@@ -228,7 +228,7 @@ def _sizes_after(before: Mapping[str, Any], config: PruneConfig) -> dict[str, in
 
 
 def _axes(
-    model: PreTrainedModel, scores: WidthScores, before: Mapping[str, Any], after: Mapping[str, Any]
+    scores: WidthScores, before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> tuple[list[dict[str, list[int]]], list[list[int]]]:
     """Per layer what is kept along each axis that is cut, and the query heads."""
     shared: dict[str, list[int]] = {}

@@ -88,11 +88,9 @@ class Reader:
         """
         return self._logits(self._hidden(ids, mask)[:, -1:])[:, 0]
 
-    def all(
-        self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"] | None = None, *, last: int | None = None
-    ) -> Float[Tensor, "B N V"]:
-        """The same after every id of this call, or after the `last` ones; at padding they mean nothing."""
-        hidden = self._hidden(ids, mask)
+    def all(self, ids: Int[Tensor, "B T"], *, last: int | None = None) -> Float[Tensor, "B N V"]:
+        """The same after every id of this call, or after the `last` ones; no id is padding."""
+        hidden = self._hidden(ids, None)
         return self._logits(hidden if last is None else hidden[:, max(0, hidden.shape[1] - last) :])
 
     @torch.no_grad()

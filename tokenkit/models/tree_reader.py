@@ -81,9 +81,9 @@ class TreeReader:
         hidden = self._in_the_tree(nodes) if self.shared and deepest < self.window else self._alone(nodes)
         return self.form(at_least_float32(self.head(hidden)))
 
-    def read_path(self, ids: Sequence[int], parent: int = ROOT) -> Float[Tensor, "V"]:
-        """Reads ids one after the other; the logits after the last, which is the newest node."""
-        parents = [parent, *range(len(self), len(self) + len(ids) - 1)]
+    def read_path(self, ids: Sequence[int]) -> Float[Tensor, "V"]:
+        """Reads ids one after the other from the root; the logits after the last, which is the newest node."""
+        parents = [ROOT, *range(len(self), len(self) + len(ids) - 1)]
         return self.read(parents, ids)[-1]
 
     @torch.no_grad()

@@ -54,7 +54,7 @@ def load_plugins(paths: Iterable[Path]) -> tuple[Plugin, ...]:
         for other in plugins:
             if other.path.name == path.name:
                 raise UserError(f"plugins: {other.path} and {path} would share a name in the run folder; rename one")
-            for name in other.losses.keys() & plugin.losses.keys():
+            for name in sorted(other.losses.keys() & plugin.losses.keys()):
                 raise UserError(f"{path}: a loss called {name!r} stands in {other.path} already; rename one")
         plugins.append(plugin)
     return tuple(plugins)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tokenkit.report.aligned import token, visible
+from tokenkit.report.aligned import token
 from tokenkit.report.charts import (
     Figure,
     Number,
@@ -40,7 +40,6 @@ FIGURES = {
 def codebook_page(values: Values) -> str:
     """The page of what `analysis.json` holds: no script, nothing from elsewhere."""
     templates = page_templates()
-    templates.filters["visible"] = visible
     templates.filters["token"] = token
     templates.filters["short"] = short
     codes, neighbours = values.get("codes"), values.get("neighbours")

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from tokenkit.config import Config, UserError, build
 
+REPORT = "report.json"
 Kind = Literal["teacher", "zero_shot", "clm", "alm", "trained"]
 
 
@@ -95,7 +96,7 @@ class Report(Config):
 
 def read_report(folder: Path) -> Report:
     """The checked content of `folder/report.json`."""
-    path = folder / "report.json"
+    path = folder / REPORT
     try:
         values = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:

@@ -162,16 +162,37 @@ def _strokes(line: Line, place: Callable[[Point], Point]) -> list[Markup]:
     return shapes
 
 
+@dataclass(frozen=True)
+class Training:
+    """Metrics to be drawn: `kind` is a class of the page's style, which gives the colour."""
+
+    label: str
+    kind: str
+    dash: int
+    metrics: Path
+
+
 def panels(folder: Path, curves: Sequence[Curve]) -> list[Panel]:
+    """The panels of one report; curves of one kind are told apart by their dashes."""
+    kinds = [curve.kind for curve in curves]
+    return drawn(
+        [
+            Training(curve.label, curve.kind, kinds[:index].count(curve.kind) % DASHES, folder / curve.metrics)
+            for index, curve in enumerate(curves)
+        ]
+    )
+
+
+def drawn(trainings: Sequence[Training]) -> list[Panel]:
     """Training loss, then bits per byte; a panel without a single point is left out."""
-    metrics = [read_metrics(folder / curve.metrics, [name for name, _ in PANELS]) for curve in curves]
-    drawn: list[Panel] = []
+    metrics = [read_metrics(training.metrics, [name for name, _ in PANELS]) for training in trainings]
+    found: list[Panel] = []
     for name, title in PANELS:
-        lines: list[Line] = []
-        for index, (curve, found) in enumerate(zip(curves, metrics)):
-            dash = sum(earlier.kind == curve.kind for earlier in curves[:index])
-            if found[name]:
-                lines.append(Line(curve.label, curve.kind, dash % DASHES, found[name]))
+        lines = [
+            Line(training.label, training.kind, training.dash, values[name])
+            for training, values in zip(trainings, metrics)
+            if values[name]
+        ]
         if lines:
-            drawn.append(draw(title, lines))
-    return drawn
+            found.append(draw(title, lines))
+    return found

@@ -1,12 +1,10 @@
 """One self-contained HTML page of two tokenisations of a text."""
 
-import os
 from pathlib import Path
 
 from tokenkit.align.show import Comparison, Token, rows
 from tokenkit.config import UserError
-from tokenkit.report.aligned import visible
-from tokenkit.report.page import page_templates
+from tokenkit.report.page import write_html
 from tokenkit.version import __version__
 
 TONES = 6  # colours, defined in pair.css
@@ -14,20 +12,10 @@ TONES = 6  # colours, defined in pair.css
 
 def write_pair_page(found: Comparison, path: Path) -> None:
     """The page at `path`, replaced whole or not at all."""
-    templates = page_templates()
-    templates.filters["visible"] = visible
-    text = templates.get_template("pair.html.jinja").render(
-        found=found, counts=found.counts, sides=_sides(found), version=__version__
-    )
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, "utf-8", errors="backslashreplace")
-        part.replace(path)
-    except OSError as error:
-        if part.exists():
-            part.unlink()
-        raise UserError(f"--html {str(path)!r}: cannot be written: {error.strerror}; name another file") from None
+        write_html(path, "pair.html.jinja", found=found, counts=found.counts, sides=_sides(found), version=__version__)
+    except UserError as error:
+        raise UserError(f"--html {error}; name another file") from None
 
 
 def _sides(found: Comparison) -> list[list[dict[str, object]]]:

@@ -27,18 +27,23 @@ def gap_closed(group: Sequence[Bar]) -> list[tuple[str, float]]:
     """(name, share of the distance from zero-shot to teacher) per trained bar, best first; empty without a gap."""
     teachers = [bar.bits_per_byte for bar in group if bar.kind == "teacher"]
     starts = [bar.bits_per_byte for bar in group if bar.kind == "zero_shot"]
-    if len(teachers) != 1 or len(starts) != 1 or starts[0] <= teachers[0]:
+    if len(teachers) != 1 or len(starts) != 1:
         return []
     kinds = [bar.kind for bar in group]
     shares = [
         (
             KINDS[bar.kind] if kinds.count(bar.kind) == 1 and bar.kind != "trained" else bar.label,
-            (starts[0] - bar.bits_per_byte) / (starts[0] - teachers[0]),
+            share_closed(teachers[0], starts[0], bar.bits_per_byte),
         )
         for bar in group
         if bar.kind not in ("teacher", "zero_shot")
     ]
-    return sorted(shares, key=lambda share: -share[1])
+    return sorted(((name, share) for name, share in shares if share is not None), key=lambda share: -share[1])
+
+
+def share_closed(teacher: float, before: float, after: float) -> float | None:
+    """The part of the way from before to the teacher that a training went; None where there is none to go."""
+    return (before - after) / (before - teacher) if before > teacher else None
 
 
 def percent(share: float) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,9 +9,7 @@ from markupsafe import Markup
 
 from tokenkit.config import UserError
 from tokenkit.eval.tokenizer_results import Example, Figures, SuiteResults
-from tokenkit.report.aligned import visible
-from tokenkit.report.page import page_templates
-from tokenkit.tokenizers.whole_file import write_whole
+from tokenkit.report.page import write_html
 from tokenkit.version import __version__
 
 Side = Literal["learned", "system"]
@@ -124,12 +121,8 @@ def compare(before: SuiteResults, after: SuiteResults) -> Comparison:
 
 def write_comparison_page(found: Comparison, path: Path) -> None:
     """One HTML file that needs nothing else, replaced whole or not at all."""
-    templates = page_templates()
-    templates.filters["visible"] = partial(visible, keep="\N{ZERO WIDTH JOINER}")
-    text = templates.get_template("tokenizer_comparison.html.jinja").render(
-        found=found, titles=SIDES, facts=_facts(found), records=_records(found), version=__version__
-    )
-    write_whole(path, text.encode("utf-8", "backslashreplace"))
+    values = {"found": found, "titles": SIDES, "facts": _facts(found), "records": _records(found)}
+    write_html(path, "tokenizer_comparison.html.jinja", version=__version__, **values)
 
 
 def _standard(results: SuiteResults) -> list[str]:

@@ -66,7 +66,14 @@ class TokenizerFiles:
         for index in (self.bos_id, self.eos_id):
             if index is not None:
                 return index
-        raise UserError(f"{self.name}: has neither bos nor eos; name bos_token or eos_token in tokenizer_config.json")
+        raise UserError(f"{self.name}: has neither bos nor eos; {self._how_to_name_one()}")
+
+    def _how_to_name_one(self) -> str:
+        found = [token["content"] for token in self.added_tokens if token["special"]]
+        if not found:
+            return f"it has no special token: {self.name}:target=Llama3 adds those of a family"
+        example = json.dumps({"bos_token": found[0], "eos_token": found[min(1, len(found) - 1)]}, ensure_ascii=False)
+        return f"of its special tokens, name them in tokenizer_config.json beside tokenizer.json, such as {example}"
 
     def save(self, folder: Path) -> None:
         """Writes tokenizer.json and tokenizer_config.json, which `AutoTokenizer.from_pretrained(folder)` loads."""

@@ -7,29 +7,35 @@ from tokenkit.config import UserError
 from tokenkit.tokenizers.autoencoder.fast import fast_config, fast_definition
 from tokenkit.tokenizers.autoencoder.learned import LearnedTokenizer
 from tokenkit.tokenizers.autoencoder.package import PACKAGE_FILES, Package, is_package
+from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.tokenizers.bytelevel import ROLE_TOKENS, SPECIALS, ByteTokenizer, byte_definition, is_bytes
 from tokenkit.tokenizers.formats import read_format
 from tokenkit.tokenizers.formats.check import check_definition
 from tokenkit.tokenizers.formats.definition import read_json
 from tokenkit.tokenizers.hf import HFTokenizer
+from tokenkit.tokenizers.own import is_own, load_own
 from tokenkit.tokenizers.pieces import Definition
 from tokenkit.tokenizers.spec import BYTE, TokenizerSpec
 from tokenkit.tokenizers.targets import convert
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 OTHER_FILES = ("vocab.json", "merges.txt", "vocab.txt", "*.model", "*.tiktoken", "tekken.json")
-WANTED = "a folder, a tokenizer file, a hub id or 'byte'"
+WANTED = "a folder, a tokenizer file, a hub id, 'byte' or FILE.py:CLASS"
 Found = tuple[Definition, dict[str, Any] | None]  # tokenizer.json and, where something is said, tokenizer_config.json
 
 
 def load_tokenizer(
     spec: str | TokenizerSpec, *, revision: str | None = None
-) -> HFTokenizer | ByteTokenizer | LearnedTokenizer:
+) -> HFTokenizer | ByteTokenizer | LearnedTokenizer | Tokenizer:
     """The tokenizer that a spec names: `NAME`, `NAME:target=Qwen2`, `byte`, ...; see `TokenizerSpec`.
 
-    `revision` is that of a hub id whose spec says none.
+    `revision` is that of a hub id whose spec says none. `FILE.py:CLASS` runs the file.
     """
     spec = TokenizerSpec.parse(spec) if isinstance(spec, str) else spec
+    if is_own(spec.name):
+        if str(spec) != spec.name:
+            raise UserError(f"tokenizer {str(spec)!r}: a Python tokenizer is what its code says; leave the keys out")
+        return load_own(spec.name)
     path = None if spec.name == BYTE else _path(spec, spec.revision or revision)
     definition, config = convert(*_find(spec, path), spec)
     if path is not None and is_package(path) and spec.conversion is None and not spec.tokens_to_add:

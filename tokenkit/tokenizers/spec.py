@@ -43,7 +43,7 @@ class TokenizerSpec(Config):
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
             return value
         found = _split(value["name"])
-        for key in found.keys() & value.keys() - {"name"}:
+        for key in sorted(found.keys() & value.keys() - {"name"}):
             raise UserError(f"tokenizer {value['name']!r}: {key} stands here and as a key of its own; keep one")
         return {**value, **found}
 

@@ -18,3 +18,12 @@ def write_whole(path: Path | str, data: bytes) -> None:
         if path.parent.is_dir():
             temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def sync(path: Path) -> None:
+    """Makes what was written to a file, or the renames in a folder, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

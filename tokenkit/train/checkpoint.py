@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokenkit.config import UserError
+from tokenkit.tokenizers.whole_file import sync
 from tokenkit.train.balance import Balance
 from tokenkit.train.optimizer_state import optimizer_tensors, plain, put_optimizer
 from tokenkit.train.parallel import everyone, first, leaders, like, together
@@ -154,25 +155,6 @@ class StepFolders:
         return next(iter(list_checkpoints(self.folder)), None)
 
 
-def save_checkpoint(
-    folder: Path,
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    keep: int,
-    balance: Mapping[str, Mapping[str, float]] | None = None,
-) -> Path:
-    """Writes `folder/step_XXXXXXXX` and drops all but the newest `keep`; UserError if the disk does not take it.
-
-    `balance` is what the weights of the losses have learnt; JSON keeps every digit of its numbers.
-    """
-    model = {name: plain(parameter) for name, parameter in parameters.items()}
-    tensors = {"model": model, "optimizer": optimizer_tensors(parameters, optimizer), "state": {}}
-    target = _write(folder, f"step_{progress.step:08d}", tensors, progress, balance or {})
-    _drop_old(folder, keep)
-    return target
-
-
 def _write(
     folder: Path,
     name: str,
@@ -201,7 +183,7 @@ def _write(
             if target.exists():  # the best so far, or a damaged step that a resumed run comes by again
                 target.rename(replaced)
             temporary.rename(target)
-            _sync(folder)
+            sync(folder)
             if replaced.exists():
                 shutil.rmtree(replaced)
 
@@ -262,14 +244,6 @@ def check_room(folder: Path, size_bytes: int) -> None:
 def _drop_old(folder: Path, keep: int) -> None:
     for old in list_checkpoints(folder)[keep:]:
         shutil.rmtree(old)
-
-
-def load_newest(
-    folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> Progress | None:
-    """Puts the newest whole checkpoint into place; None without one. A damaged one is skipped with a warning."""
-    path = newest_whole(folder)
-    return _restore(path, parameters, optimizer) if path else None
 
 
 def newest_whole(folder: Path) -> Path | None:
@@ -352,22 +326,14 @@ def _write_manifest(folder: Path, sums: Mapping[str, Mapping[str, Any]]) -> None
     manifest = {file.name: sums.get(file.name) or _sum_of(file) for file in sorted(folder.iterdir())}
     path = folder / MANIFEST
     path.write_text(json.dumps(manifest, indent=1), "utf-8")
-    _sync(path)
-    _sync(folder)
+    sync(path)
+    sync(folder)
 
 
 def _sum_of(file: Path) -> dict[str, Any]:
     """Size and checksum of a file that is now safe on the disk."""
-    _sync(file)
+    sync(file)
     return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sha256(path: Path) -> str:

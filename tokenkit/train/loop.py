@@ -7,12 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBar
 from torch import Tensor
 
 from tokenkit.config import UserError
+from tokenkit.report.progress import progress as progress_bar
 from tokenkit.train.audit import Audit
 from tokenkit.train.balance import build_balance
 from tokenkit.train.checkpoint import Checkpoints, Progress, StepFolders, Training
@@ -70,7 +68,7 @@ def train(
                 folder.log({"step": 0, **_measured(run, evaluate), **run.audit.evaluation_values()})
         folder.truncate_metrics(progress.step)
         task.train_mode(True)
-        with _progress_bar(label, config.steps, progress.step, quiet) as advance:
+        with progress_bar(label, config.steps, done=progress.step, quiet=quiet or not leads()) as advance:
             while progress.step < config.steps and not is_enough(progress, config):
                 with run.audit.step():
                     result, norm, rate = _step(run, progress.step)
@@ -78,7 +76,7 @@ def train(
                 progress = progress.after(result.loss, result.num_tokens, result.num_bytes)
                 run.audit.count(result.num_tokens)
                 run.profile_step()
-                advance(result.loss, run.audit.speed)
+                advance(says=f"loss {result.loss:.4f}  {run.audit.speed:,.0f} tokens/s")
                 asked = largest(stop.signal_number)  # one process that is asked to leave asks all
                 leaving = asked != 0 or progress.step == config.stop_after
                 last = progress.step == config.steps
@@ -263,17 +261,3 @@ def _stop_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _progress_bar(label: str, steps: int, done: int, quiet: bool) -> Iterator[Callable[[float, float], None]]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} tokens/s"),
-        TimeRemainingColumn(),
-    )
-    with ProgressBar(*columns, console=Console(stderr=True), disable=quiet or not leads(), transient=True) as bar:
-        task = bar.add_task(label, total=steps, completed=done, loss=math.nan, speed=0.0)
-        yield lambda loss, speed: bar.update(task, advance=1, loss=loss, speed=speed)

@@ -7,7 +7,7 @@ step is cut into microbatches, its rows are the same. Both sides must have one t
 what both read, and no text is tokenised again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from tokenkit.config import UserError
+from tokenkit.data.ahead import Around
 from tokenkit.data.batch import Batch, Batches, collate, parts_of
 from tokenkit.data.example import Example, Reading, Side, make_examples
 from tokenkit.data.messages import Dialogue
@@ -53,14 +53,15 @@ class OnPolicyConfig(DrawConfig):
         return self
 
 
-class OnPolicyBatches:
+class OnPolicyBatches(Around):
     """The batches of a run, some rows of which go on as the student or the teacher writes them."""
 
     def __init__(
         self, batches: Batches, config: OnPolicyConfig, student: ModelView, teacher: ModelView | None = None
     ) -> None:
         """`teacher` is needed where it writes; UserError where the two sides do not read the same ids."""
-        self.batches, self.config = batches, config
+        super().__init__(batches)
+        self.rows, self.config = batches, config
         _check(batches, config, teacher)
         view = teacher if config.who == "teacher" and teacher is not None else student
         self.view, self.model, self.tokenizer = view, view.model, batches.student
@@ -70,7 +71,7 @@ class OnPolicyBatches:
 
     def at(self, step: int, num_microbatches: int = 1, rank: int = 0, ranks: int = 1) -> list[Batch]:
         """The microbatches of a step, together always the same rows."""
-        own = self.batches
+        own = self.rows
         if self.config.share == 0:
             return own.at(step, num_microbatches, rank, ranks)
         numbers = own.rows(step)
@@ -87,25 +88,9 @@ class OnPolicyBatches:
             self.view.whole(partial(self._go_on, examples, places, drawing, step, more))
         return [collate([examples[i] for i in part], [numbers[i] for i in part], None, own.wanted) for part in parts]
 
-    def place(self, step: int) -> str:
-        """Where the rows of a step come from, for messages."""
-        return self.batches.place(step)
-
-    def rows_read(self, steps: int) -> dict[str, int]:
-        """How many rows of each source the first steps read."""
-        return self.batches.rows_read(steps)
-
-    def state(self) -> dict[str, Tensor]:
-        """What the batches themselves remember: (seed, step) and the weights say the rest."""
-        return self.batches.state()
-
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Puts back what `state` gave."""
-        self.batches.load_state(tensors)
-
     def _chosen(self, step: int, count: int) -> list[int]:
         """The places of a step whose rows go on: those of a smaller share are among those of a larger one."""
-        draws = np.random.default_rng([self.batches.seed, step, STREAM]).random(count)
+        draws = np.random.default_rng([self.rows.seed, step, STREAM]).random(count)
         return np.flatnonzero(draws < self.config.share).tolist()
 
     def _go_on(
@@ -116,19 +101,17 @@ class OnPolicyBatches:
         room = {place: len(examples[place].student.ids) - length for place, length in lengths.items()}
         places = [place for place in places if room[place] > 0]
         prompts = [examples[place].student.ids[: lengths[place]].tolist() for place in places]
-        first = step * self.batches.batch_size
+        first = step * self.rows.batch_size
         found = sample(
             self.model,
             prompts,
             drawing,
-            [sequence_key(self.batches.seed, first + place, STREAM) for place in places],
+            [sequence_key(self.rows.seed, first + place, STREAM) for place in places],
             batch_size=self.config.batch_size,
             limits=[min(room[place], self.config.max_new_tokens or room[place]) for place in places],
         )
         for place, drawn in zip(places, found, strict=True):
-            examples[place] = continued(
-                examples[place], lengths[place], drawn.ids, self.tokenizer, self.batches.reading
-            )
+            examples[place] = continued(examples[place], lengths[place], drawn.ids, self.tokenizer, self.rows.reading)
 
 
 def _check(batches: Batches, config: OnPolicyConfig, teacher: ModelView | None) -> None:

@@ -27,8 +27,12 @@ KEPT = ("scale", "good", "in_a_row", "skipped")
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager:
-    """A forward pass whose products are of this type; weights and what autocast holds to be delicate stay float32."""
-    return torch.autocast(device.type, HALVES.get(precision), enabled=precision in HALVES)
+    """A forward pass whose products are of this type; weights and what autocast holds to be delicate stay float32.
+
+    A weight that was converted is not remembered: each is read once a pass, and with activation checkpointing, or a
+    model spread over processes, a second model in 16 bits would lie whole in every process until the pass ends.
+    """
+    return torch.autocast(device.type, HALVES.get(precision), enabled=precision in HALVES, cache_enabled=False)
 
 
 @dataclass(frozen=True)

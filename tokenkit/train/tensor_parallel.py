@@ -16,40 +16,41 @@ from transformers import PreTrainedModel
 from tokenkit.config import UserError
 from tokenkit.models.lora import LoRALinear
 
+KEY = "train.parallel.model"
 INNER = "lora_A"  # reads what the matrix reads; what it writes is short, and whole
 COLUMNS = {"colwise": False, "colwise_gather_output": True}  # style -> whether what comes out is put together
 ROWS = {"rowwise": False, "rowwise_split_input": True}  # style -> whether what goes in is whole
 HEADS = {"replicated_with_grad_allreduce"}  # a norm of each head, which reads the heads that a process has
 
 
-def tensor_parallel(model: PreTrainedModel, mesh: DeviceMesh, key: str = "train.parallel.model") -> None:
+def tensor_parallel(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     """Cuts the layers of a model over the processes of a mesh; UserError where they cannot be."""
     if mesh.size() == 1:
         return
-    plan = plan_of(model, key)
-    _check_sizes(model, mesh.size(), key)
+    plan = plan_of(model)
+    _check_sizes(model, mesh.size())
     body = model.base_model
     for name, module in list(body.named_modules()):
         style = next((style for pattern, style in plan.items() if re.fullmatch(_regex(pattern), name)), None)
         if style in HEADS:
             parallelize_module(module, mesh, SequenceParallel(sequence_dim=0, use_local_output=True))
         elif style is not None:
-            _cut(module, mesh, style, name, key)
+            _cut(module, mesh, style, name)
 
 
-def plan_of(model: PreTrainedModel, key: str) -> Mapping[str, str]:
+def plan_of(model: PreTrainedModel) -> Mapping[str, str]:
     """transformers' plan of an architecture: patterns of names of modules, and how each is cut."""
     plan = model.config.get_text_config().base_model_tp_plan
     if not plan:
         raise UserError(
-            f"{key}: transformers has no plan to cut the layers of {model.config.model_type} over processes; write "
-            f"{key}=1, and train.parallel.data for all of them"
+            f"{KEY}: transformers has no plan to cut the layers of {model.config.model_type} over processes; write "
+            f"{KEY}=1, and train.parallel.data for all of them"
         )
     unknown = sorted(set(plan.values()) - COLUMNS.keys() - ROWS.keys() - HEADS)
     if unknown:
         raise UserError(
-            f"{key}: layers of {model.config.model_type} would be cut as {unknown[0]}, which is not done here; write "
-            f"{key}=1"
+            f"{KEY}: layers of {model.config.model_type} would be cut as {unknown[0]}, which is not done here; write "
+            f"{KEY}=1"
         )
     return plan
 
@@ -58,19 +59,19 @@ def _regex(pattern: str) -> str:
     return re.escape(pattern).replace(r"\*", r"\d+")
 
 
-def _check_sizes(model: PreTrainedModel, size: int, key: str) -> None:
+def _check_sizes(model: PreTrainedModel, size: int) -> None:
     config = model.config.get_text_config().to_dict()
     for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
         if config.get(name) is not None and config[name] % size:
             raise UserError(
-                f"{key}: {size} processes cannot share {name} {config[name]} of {model.config.model_type} evenly; "
+                f"{KEY}: {size} processes cannot share {name} {config[name]} of {model.config.model_type} evenly; "
                 "write a divisor of it"
             )
 
 
-def _cut(module: nn.Module, mesh: DeviceMesh, style: str, name: str, key: str) -> None:
+def _cut(module: nn.Module, mesh: DeviceMesh, style: str, name: str) -> None:
     if not (type(module) is nn.Linear or isinstance(module, LoRALinear)):
-        raise UserError(f"{key}: {name} is a {type(module).__name__}, which is not cut over processes; write {key}=1")
+        raise UserError(f"{KEY}: {name} is a {type(module).__name__}, which is not cut over processes; write {KEY}=1")
     columns = style in COLUMNS
     reads: Placement = Replicate() if columns else Shard(-1)
     given: Placement = Replicate() if columns or ROWS[style] else Shard(-1)

@@ -25,6 +25,7 @@ RUNS = {
     "export": "export.ExportRun",
     "merge-lora": "merge_lora.MergeLoraRun",
     "report": "report.ReportRun",
+    "bench": "bench.BenchRun",
     "card": "card.CardRun",
     "sweep": "sweep.SweepRun",
     "study": "study.StudyRun",

@@ -22,6 +22,7 @@ from tokenkit.models.count import config_parameters, inventory_of
 from tokenkit.models.load import BASE, quiet
 from tokenkit.objective import Objective
 from tokenkit.report.card_facts import CardConfig, CardFacts, Measured, Place, curve_of, direction_of, figure
+from tokenkit.report.runs import training_seconds
 from tokenkit.verbs.distill_page import short_name
 from tokenkit.verbs.distill_run import DistillRun
 from tokenkit.verbs.model import ModelChoice
@@ -79,6 +80,7 @@ def data_facts(rows: Rows, held_out: Sequence[str], read: Mapping[str, int]) -> 
         "read": dict(read),
         "held_out_documents": len(held_out),
         "held_out_bytes": sum(len(text.encode()) for text in held_out),
+        "held_out_sha256": sha256_of(text.encode() for text in held_out),
     }
 
 
@@ -325,11 +327,8 @@ def _rows(rows: Sequence[Mapping[str, Any]]) -> list[EvalRow]:
 
 def _resources(known: Known) -> list[tuple[str, str]]:
     """Time of training and the most memory, from metrics.jsonl."""
-    seconds, before = 0.0, 0
-    for line in (line for line in known.metrics if "time/step" in line):
-        seconds += line["time/step"] * (line["step"] - before)
-        before = line["step"]
-    found = [("training", f"{seconds:,.1f} s for {before:,} steps")] if before else []
+    timed = [(line["step"], line["time/step"]) for line in known.metrics if "time/step" in line]
+    found = [("training", f"{training_seconds(timed):,.1f} s for {timed[-1][0]:,} steps")] if timed else []
     speeds = [line["tokens_per_second"] for line in known.metrics if "tokens_per_second" in line]
     if speeds:
         found.append(("speed", f"{sum(speeds) / len(speeds):,.0f} learnt tokens per second"))

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import typer
 from pydantic import Field
-from rich.console import Console
 
 from tokenkit.config import Config, build, dump_yaml, load, resolved
 from tokenkit.data.batch import DataConfig
@@ -15,6 +14,7 @@ from tokenkit.eval.bits_per_byte import EvalConfig
 from tokenkit.report.content import Bar, Curve, Fact, Kind, Report, Sample, read_report
 from tokenkit.report.page import write_page
 from tokenkit.report.tables import bits_per_byte_rows, bits_per_byte_table, markdown_table
+from tokenkit.report.terminal import show
 from tokenkit.train.folder import RUN_FILE, RunFolder, write_json, write_text
 from tokenkit.train.schema import TrainConfig
 from tokenkit.verbs.distill import distill
@@ -63,7 +63,7 @@ def demo(run: DemoRun, *, quiet: bool = False) -> dict[str, Any]:
     write_text(run.output / "results.md", markdown_table(bits_per_byte_rows(report.bars)))
     write_json(run.output / "report.json", report.model_dump(mode="json"))
     page = write_page(run.output)
-    Console().print(bits_per_byte_table(report.bars))
+    show(bits_per_byte_table(report.bars))
     for sample in report.samples[:2]:
         typer.echo(f"{sample.prompt!r} goes on")
         for output in sample.outputs:

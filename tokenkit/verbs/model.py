@@ -93,11 +93,11 @@ def load_pair(
     return model, tokenizer
 
 
-def refuse_quantized(choice: ModelChoice | None, key: str = "model") -> None:
+def refuse_quantized(choice: ModelChoice) -> None:
     """UserError where a model that is changed or trained is to be loaded in fewer bits."""
-    if choice is not None and choice.quantize is not None:
+    if choice.quantize is not None:
         raise UserError(
-            f"{key}.quantize: {choice.quantize}, but this model is not only read; leave it out, and write "
+            f"model.quantize: {choice.quantize}, but this model is not only read; leave it out, and write "
             f"teacher.quantize={choice.quantize} for a teacher"
         )
 

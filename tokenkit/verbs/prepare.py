@@ -25,6 +25,7 @@ from tokenkit.models.view import ModelView
 from tokenkit.tokenizers.base import Tokenizer, require_lossless
 from tokenkit.tokenizers.bytelevel import ByteTokenizer
 from tokenkit.tokenizers.load import load_tokenizer
+from tokenkit.tokenizers.own import require_kept
 from tokenkit.train.parallel import ranks
 from tokenkit.transfer.apply import TransferReport
 from tokenkit.verbs.device import pick_device
@@ -50,6 +51,7 @@ def prepare(run: DistillRun, rows: Rows | None = None) -> Sides:
     model, source = load_pair(run.model, device)
     for tokenizer in (source, target or source):
         require_lossless(tokenizer, "a student's tokenizer")
+    require_kept(target or source, load_tokenizer)
     other = _teacher(run, device) if run.record is None else None
     changed = run.student is not None or run.ternary is not None
     shared_body = run.record is None and other is None and run.train.mode != "full" and not changed

@@ -28,6 +28,7 @@ from tokenkit.report.card_facts import CardConfig
 from tokenkit.tokenizers.autoencoder.learned import LearnedTokenizer
 from tokenkit.tokenizers.base import Tokenizer, require_lossless
 from tokenkit.tokenizers.load import load_tokenizer
+from tokenkit.tokenizers.own import require_kept
 from tokenkit.tokenizers.spec import TokenizerSpec
 from tokenkit.tokenizers.train import train_tokenizer
 from tokenkit.train.counted import Counted
@@ -209,6 +210,7 @@ def _tokenizer(run: PretrainRun, documents: list[str]) -> Tokenizer:
     if choice.train is None:
         tokenizer = load_tokenizer(choice.load or "")
         require_lossless(tokenizer, "the tokenizer of a new model")
+        require_kept(tokenizer, load_tokenizer)
     else:
         texts = _first(documents, choice.train.max_bytes)
         tokenizer = train_tokenizer(texts, choice.train.kind, choice.train.vocab_size)

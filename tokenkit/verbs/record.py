@@ -2,8 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from tokenkit.config import Config, UserError, digest, resolved
@@ -39,6 +36,7 @@ from tokenkit.data.stream import held
 from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
 from tokenkit.models.adapter import SETTINGS, WEIGHTS
 from tokenkit.models.view import ModelView
+from tokenkit.report.progress import progress
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.train.folder import RunFolder
@@ -83,7 +81,7 @@ def record(run: RecordRun, *, resume: bool = False, quiet: bool = False) -> dict
     RunFolder(run.output).claim(resolved(run), resume=resume)
     _keep_tokenizer(tokenizer, run.output / TOKENIZER)
     recording = Recording(run.output, blank)
-    with _progress(len(rows), quiet) as advance:
+    with progress("recording", len(rows), quiet=quiet) as advance:
         for number, first in enumerate(range(0, len(rows), run.shard_rows)):
             some = rows[first : first + run.shard_rows]
             if not recording.has(number):
@@ -224,11 +222,3 @@ def _batches(examples: list[Example], size: int) -> Iterator[list[int]]:
     """Rows of like length together, so that little is padding."""
     order = sorted(range(len(examples)), key=lambda row: len(examples[row].student.ids))
     return (order[start : start + size] for start in range(0, len(order), size))
-
-
-@contextmanager
-def _progress(rows: int, quiet: bool) -> Iterator[Callable[[int], None]]:
-    columns = (TextColumn("recording"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as bar:
-        task = bar.add_task("recording", total=rows)
-        yield lambda count: bar.advance(task, count)

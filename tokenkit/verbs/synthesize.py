@@ -1,13 +1,9 @@
 """`tokenkit synthesize`: a teacher writes texts, or questions and answers, for students to be taught on."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import AutoConfig
 
 from tokenkit.config import Config, UserError, resolved
@@ -17,6 +13,7 @@ from tokenkit.data.synthetic import Row, SyntheticWriter, finish_set, read_metad
 from tokenkit.models.engines import BuiltinEngine, Engine, VllmEngine
 from tokenkit.models.load import head_matrix
 from tokenkit.models.sample import Sampled, SamplingConfig, drawing_of
+from tokenkit.report.progress import progress
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.tokenizers.chat import end_of_turn_ids
 from tokenkit.tokenizers.load import load_tokenizer
@@ -81,7 +78,7 @@ def synthesize(run: SynthesizeRun, *, resume: bool = False, quiet: bool = False)
     folder = RunFolder(run.output)
     folder.claim(resolved(run), resume=resume, may_change=MAY_CHANGE)
     writer = SyntheticWriter(run.output, run.samples, run.shard_rows, run.dedupe)
-    with _progress(run.samples, quiet) as advance:
+    with progress("synthesizing", run.samples, quiet=quiet) as advance:
         advance(writer.count)
         while numbers := writer.wanted():
             before = writer.count
@@ -153,11 +150,3 @@ def _about(run: SynthesizeRun, engine: Engine, tokenizer: Tokenizer) -> dict[str
         "engine": engine.name,
         "tokenkit": __version__,
     }
-
-
-@contextmanager
-def _progress(rows: int, quiet: bool) -> Iterator[Callable[[int], None]]:
-    columns = (TextColumn("synthesizing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as bar:
-        task = bar.add_task("synthesizing", total=rows)
-        yield lambda count: bar.advance(task, count)

@@ -3,8 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import numpy as np
 from jaxtyping import Bool, Int64
 from numpy import ndarray
 from pydantic import Field
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.numpy import save
 
 from tokenkit.align.bias import PairBias, save_bias, save_bias_npz, write_whole
@@ -23,6 +20,7 @@ from tokenkit.align.pair_bias import BiasBlocks, bias_blocks
 from tokenkit.align.parts import run_parts
 from tokenkit.config import Config, UserError, resolved
 from tokenkit.data.source import SourceConfig, describe, read_documents
+from tokenkit.report.progress import stages
 from tokenkit.tokenizers.base import Tokenizer, utf8
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.train.folder import RunFolder, write_json
@@ -64,7 +62,7 @@ def tokenizer_info(run: TokenizerInfoRun, *, resume: bool = False, quiet: bool =
     identity["version"] = __version__  # parts may be cut in another way
     _claim_pair(run.output / "pair.json", identity)
     parts = run.output / "parts"
-    with _progress(quiet) as stage:
+    with stages(quiet) as stage:
         batches = list(_batches(documents))
         counting = CountBatches(teacher, student)
         found = run_parts(parts, "counts", counting, batches, run.workers, stage("counting", len(batches)))
@@ -156,16 +154,3 @@ def _bias_summary(bias: PairBias, blank: Bool[ndarray, "P"]) -> dict[str, int]:
         "nonzero_bias1": int((bias.bias1 > 0).sum()),
         "nonzero_bias2": int((bias.bias2 > 0).sum()),
     }
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, int], Callable[[], None]]]:
-    """A bar per stage: a function from a stage's name and length to the function that moves it on."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as bar:
-
-        def stage(name: str, length: int) -> Callable[[], None]:
-            task = bar.add_task(name, total=length)
-            return lambda: bar.advance(task)
-
-        yield stage

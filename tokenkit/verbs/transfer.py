@@ -15,6 +15,7 @@ from tokenkit.models.factorised_view import FACTORISED
 from tokenkit.models.load import EXPANSION
 from tokenkit.tokenizers.base import Tokenizer, require_lossless
 from tokenkit.tokenizers.load import load_tokenizer
+from tokenkit.tokenizers.own import require_kept
 from tokenkit.tokenizers.spec import TokenizerSpec
 from tokenkit.transfer import INITIALIZERS, Initializer
 from tokenkit.transfer.apply import TransferReport, transfer_model
@@ -170,6 +171,7 @@ def transfer(run: TransferRun) -> dict[str, Any]:
             raise UserError("target_tokenizer: nothing; write the tokenizer that the model is to have")
         target = load_tokenizer(run.target_tokenizer)
         require_lossless(target, "the target of a transfer")
+        require_kept(target, load_tokenizer)
         checkpoint, why = _streamable(run)
         if checkpoint is None:
             return _in_memory(run, target, why)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tokenkit.config import UserError
 from tokenkit.tokenizers.autoencoder.network import AutoEncoder, NetworkConfig
+from tokenkit.tokenizers.whole_file import sync
 
 MEMBERS = {"model": "model.safetensors", "optimizer": "optim.safetensors", "state": "task.safetensors"}
 STATE = "state.json"
@@ -38,19 +39,10 @@ def write_bundle(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], state:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_state(path: Path) -> dict[str, Any]:

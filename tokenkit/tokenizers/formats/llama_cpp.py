@@ -37,7 +37,6 @@ WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtr
 NO_MERGE = "\u2400 \u2400"  # of characters that spell no byte: llama.cpp wants a list of merges, bytes have none
 MODELS = "gpt2, llama, t5 or bert"
 ROLE_KEYS = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
-BERT_ROLES = {"[PAD]": "pad_token", "[UNK]": "unk_token", "[CLS]": "cls_token", "[SEP]": "sep_token"}
 
 
 class _Vocabulary:

@@ -55,24 +55,27 @@ class MergeList:
         """
         found: dict[str, Pair | None] = {}
         for piece in self.vocabulary:
-            symbols, last = merged(piece, self.ranks)
+            symbols, done = merged(piece, self.ranks)
             if symbols == [piece]:
-                found[piece] = last
+                found[piece] = self.pairs[done[-1]] if done else None
         return found
 
 
-def merged(piece: str, ranks: dict[Pair, int]) -> tuple[list[str], Pair | None]:
-    """What the merges leave of the characters of a piece, and the last pair that was merged."""
-    symbols, last = list(piece), None
+def merged(piece: str, ranks: dict[Pair, int]) -> tuple[list[str], list[int]]:
+    """What the merges leave of the characters of a piece, and the ranks of those that were done, in order.
+
+    The smallest rank goes first, and of equals the leftmost.
+    """
+    symbols, done = list(piece), []
     while len(symbols) > 1:
         found = [ranks.get(pair, len(ranks)) for pair in pairwise(symbols)]
         best = min(found)
         if best == len(ranks):
             break
         place = found.index(best)
-        last = symbols[place], symbols[place + 1]
-        symbols[place : place + 2] = ["".join(last)]
-    return symbols, last
+        symbols[place : place + 2] = ["".join(symbols[place : place + 2])]
+        done.append(best)
+    return symbols, done
 
 
 def require_plain(tokenizer: object, what: str, kinds: tuple[str, ...] = ("BPE", "Unigram")) -> HFTokenizer:

@@ -164,7 +164,7 @@ def _source(config: Mapping[str, Any], kind: str, at: str) -> dict[str, Any]:
     given = dict(config.get("kwargs") or {})
     path = given.pop("path", None)
     given.pop("streaming", None)  # data.streaming says it
-    for key in given.keys() - SOURCE_KEYS.keys():
+    for key in sorted(given.keys() - SOURCE_KEYS.keys()):
         raise UserError(f"{at}.kwargs.{key}: is not read; a dataset has path, {', '.join(SOURCE_KEYS)}")
     found = {SOURCE_KEYS[key]: value for key, value in given.items() if value is not None}
     if path in FILES:

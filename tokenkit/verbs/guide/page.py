@@ -11,7 +11,10 @@ Written by `make docs` from the tables in `tokenkit/verbs/guide`; do not edit.
 The commands of the older toolkit's user guide are files under `scripts/`. Each takes the guide's keys and, beside
 them, every key of the verb that it stands for, on the command line and in files:
 
-```
+<!-- run: train.steps=1 data.source.max_bytes=20000 data.window_bytes=64 eval.source.max_bytes=300 -->
+<!-- run: train.steps=1 data.source.max_bytes=20000 data.window_bytes=64 eval.source.max_bytes=300 output=outputs/b -->
+<!-- run: train.steps=1 data.source.max_bytes=20000 data.window_bytes=64 eval.source.max_bytes=300 output=outputs/c -->
+```sh
 python scripts/cross_tokenizer_distill.py dtype=bfloat16 optimizer.use_fused_adam=true use_flash_attention=true
 python scripts/cross_tokenizer_distill.py CONFIG.yaml steps=10 train.log_every=1
 python scripts/cross_tokenizer_distill.py --config CONFIG.yaml --overrides steps=10 +student.tokenizer_name=FOLDER
