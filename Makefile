@@ -41,8 +41,11 @@ check: $(READY)  ## lint, format and types
 bench: $(READY)  ## every claim beside its peer, docs/results.md written anew; a quarter of an hour
 	@$(BIN)/python -m benchmarks.run $(if $(RESULTS),--results $(RESULTS))
 
-docs: $(READY)  ## write docs/reference.md from the code
+docs: $(READY)  ## write the generated pages and pictures of docs/, and the site into site/
 	$(BIN)/python scripts/write_reference.py
+	$(BIN)/python scripts/draw_pipeline.py
+	$(BIN)/python scripts/draw_how_it_works.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 notebooks: $(READY)  ## run the notebooks and write them with what came out
 	$(BIN)/python scripts/run_notebooks.py

@@ -2,15 +2,16 @@
 
     OMP_NUM_THREADS=1 python benchmarks/memory_estimate.py outputs/memory_estimate [PART OF A RUN'S NAME ...]
 
-Every run is a process of its own, on one thread. Its memory is the highest resident size while it trains, less that of
-the process it is forked from, after a run of a tiny model, when everything is imported; its time is the CPU time of a
-step, the median of all but the first. Models: the embedded one (4.3 million weights), a random Llama and a random GPT-2
-of 34 million.
+Every run is a process of its own, on one thread, or two that share it. Its memory is the highest resident size while it
+trains, less that of the process it is forked from, after runs of a tiny model, also to bytes, when everything is
+imported; its time is the CPU time of a step, the median of all but the first. Models: the embedded one (4.3 million
+weights), a random Llama and a random GPT-2 of 34 million, and Llamas of four layers of growing width.
 """
 
 import gc
 import json
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -28,7 +29,8 @@ from tokenkit.train import loop
 from tokenkit.train.audit import resident_bytes
 from tokenkit.verbs.distill import distill
 from tokenkit.verbs.distill_run import DistillRun
-from tokenkit.verbs.estimate import HALVES, estimate_distill
+from tokenkit.verbs.estimate import estimate_distill
+from tokenkit.verbs.estimate_parts import HALVES
 
 DEMO = "tokenkit/assets/demo_teacher"
 STEPS = 3
@@ -49,7 +51,19 @@ SHAPES = {
         "num_key_value_heads": 2,
     },
 }
-MODEL_TYPES = {"llama": "llama", "gpt2": "gpt2", "tiny": "llama"}
+WIDTHS = {256: 4, 512: 4, 1024: 4, 2048: 4}  # of a hidden state, and how many layers
+SHAPES |= {
+    f"width {width}": {
+        "hidden_size": width,
+        "intermediate_size": width * 11 // 4,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 64,
+        "num_key_value_heads": width // 64,
+    }
+    for width, layers in WIDTHS.items()
+}
+SHAPES["large"] = {**SHAPES["width 2048"], "num_hidden_layers": 8}
+LARGE = 1024  # a width from which two steps are enough
 KL, ALM = {"forward_kl": {}}, {"alm": {}}
 CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ("demo, full", DEMO, {"mode": "full"}, {"losses": KL}),
@@ -68,6 +82,29 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ),
     ("llama, full, logits", "llama", {"mode": "full"}, {"losses": KL}),
     ("llama, full, int4 teacher", "llama", {"mode": "full"}, {"losses": ALM, "teacher": "int4"}),
+    *((f"width {width}, full", f"width {width}", {"mode": "full"}, {"losses": ALM}) for width in WIDTHS),
+    ("large, full, checkpointing", "large", {"mode": "full", "gradient_checkpointing": True}, {"losses": ALM}),
+    ("large, lora", "large", {"mode": "lora"}, {"losses": ALM}),
+    ("2 processes: llama, full", "llama", {"mode": "full", "parallel": {"data": 2}}, {"losses": ALM}),
+    ("2 processes: llama, lora", "llama", {"mode": "lora", "parallel": {"data": 2}}, {"losses": ALM}),
+    (
+        "2 processes: width 1024, full",
+        "width 1024",
+        {"mode": "full", "parallel": {"data": 2}},
+        {"losses": ALM},
+    ),
+    (
+        "2 processes: width 1024, bfloat16, checkpointing",
+        "width 1024",
+        {"mode": "full", "parallel": {"data": 2}, "precision": "bfloat16", "gradient_checkpointing": True},
+        {"losses": ALM},
+    ),
+    (
+        "2 processes: width 1024, tensor parallel",
+        "width 1024",
+        {"mode": "full", "parallel": {"model": 2}},
+        {"losses": ALM},
+    ),
 ]
 
 
@@ -110,18 +147,30 @@ def run_of(folder: Path, name: int | str, source: str, train: dict[str, Any], mo
     return found
 
 
-def measured(values: dict[str, Any]) -> tuple[int, float]:
-    """Bytes above what is imported, and CPU seconds of a step, of a run in a process of its own."""
+def measured(values: dict[str, Any], count: int = 1) -> tuple[int, float]:
+    """Bytes above what is imported, and CPU seconds of a step, of a run in a process; of several, the first."""
     reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        os.write(writer, json.dumps(_run(values)).encode())
-        os._exit(0)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(count):
+        children.append(os.fork())
+        if children[-1] == 0:
+            os.close(reader)
+            if count > 1:
+                place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
+                os.environ |= {name: str(value) for name, value in place.items()}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+            found = _run(values)
+            if rank == 0:
+                os.write(writer, json.dumps(found).encode())
+            os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as answer:
         text = answer.read()
-    os.waitpid(child, 0)
+    for child in children:
+        os.waitpid(child, 0)
     before, seconds = json.loads(text)
     lines = (Path(values["output"]) / "metrics.jsonl").read_text("utf-8").splitlines()
     peak = max(row["memory/cpu_peak"] for row in map(json.loads, lines) if "time/step" in row)
@@ -152,16 +201,19 @@ def main(folder: Path, *parts: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     time.perf_counter = time.process_time  # what other programs take of this machine shall not count
     torch.set_num_threads(1)
-    _run(run_of(folder, "tiny", make_model("tiny", folder), {"steps": 2}, {"losses": ALM}))
+    for name, more in (("tiny", {}), ("tiny_bytes", {"target_tokenizer": "byte"})):
+        train = {"steps": 2, "mode": "lora" if more else "full"}
+        _run(run_of(folder, name, make_model("tiny", folder), train, {"losses": ALM, **more}))
     speeds = {name: measure_rates("cpu", half) for name, half in HALVES.items() if name != "float16"}
     with (folder / "table.jsonl").open("w", encoding="utf-8") as file:
         for number, (name, model, train, more) in enumerate(CASES):
             if parts and not any(part in name for part in parts):
                 continue
             source = make_model(model, folder) if model in SHAPES else model
+            train = train | ({"steps": 2} if model in SHAPES and SHAPES[model].get("hidden_size", 0) >= LARGE else {})
             values = run_of(folder, number, source, train, more)
             found = estimate_distill(build(DistillRun, values), speeds[train.get("precision", "float32")])
-            size, seconds = measured(values)
+            size, seconds = measured(values, found.processes)
             row = {"run": name, "bytes": size, "estimated_bytes": found.peak}
             row |= {"seconds": seconds, "estimated_seconds": found.seconds}
             file.write(json.dumps(row) + "\n")

@@ -22,15 +22,15 @@ from benchmarks.write_results import write_results
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
 SHARED = Path(os.environ.get("TOKENKIT_SHARED", ROOT.parent / "shared"))
-WORK = "outputs/bench"  # made anew by every run
+WORK = "outputs/bench"
 COMMANDS = {
     "alignment": "benchmarks/alignment_throughput.py --kilobytes 300 --repeats 5",
-    "transplant": "benchmarks/tokensurgeon.py gpt2:smollm2 --width 64 --repeats 2 "
+    "transplant": "benchmarks/tokensurgeon.py gpt2:smollm2 --width 64 --repeats 3 "
     "--commands tokenkit-fvt mergekit-subword tokenkit-omp mergekit-omp",
     "losses": f"benchmarks/losses_quality.py --output {WORK}/losses --steps 100 --seeds 0 1 --methods",
     "training": "-m benchmarks.trl_training --settings small --repeats 3 --steps 3",
     "memory": "-m benchmarks.token_scores --vocabularies 151665 --tokens 256",
-    "learned_tokenizer": f"benchmarks/learned_tokenizer_lm.py {WORK}/corpora {WORK}/tokenizer_lm --steps 200 "
+    "learned_tokenizer": f"benchmarks/learned_tokenizer_lm.py {WORK}/corpora {WORK}/learned_tokenizer --steps 200 "
     "--only learned bpe word",
     "ternary": "benchmarks/ternary_llama_cpp.py --steps 60 --architectures llama --generated 24 --repeats 3 "
     "--types f16 q8_0 tq1_0 tq2_0",
@@ -72,6 +72,8 @@ def measure(claim: str, folder: Path, logs: Path) -> str:
     if why is not None:
         return f"not run: {why}"
     log, half = logs / f"{claim}.log", logs / f"{claim}.json"
+    half.unlink(missing_ok=True)
+    shutil.rmtree(ROOT / WORK / claim, ignore_errors=True)  # what an earlier run left would be taken for measured
     command = [sys.executable, *words_of(claim), "--json", str(half)]
     with log.open("w", encoding="utf-8") as output:
         done = subprocess.run(command, check=False, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
@@ -90,9 +92,8 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.results.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(ROOT / WORK, ignore_errors=True)
     logs = ROOT / WORK / "logs"
-    logs.mkdir(parents=True)
+    logs.mkdir(parents=True, exist_ok=True)
     states = {}
     for claim in options.only:
         began, busy = time.perf_counter(), sum(os.times()[2:4])

@@ -101,7 +101,7 @@ def spans(teacher: Tokenizer, unigram: Tokenizer) -> str:
 
 def chunks(teacher: Tokenizer, unigram: Tokenizer) -> str:
     """Two tokenisations and their chunks."""
-    text = "the returned strings"
+    text = "Hello, wörld"
     a, b = teacher.encode(text), unigram.encode(text)
     found: Alignment = align(a, b)
     unit = (WIDTH - LEFT - 14) / len(text.encode())

@@ -52,9 +52,10 @@ def box(x: int, y: int, width: int, height: int, colour: str, title: str, about:
 def arrow(colour: str, *points: tuple[int, int]) -> str:
     """A line through points with a head at the last."""
     path = " ".join(f"{x},{y}" for x, y in points)
-    (_, before), (x, y) = points[-2:]
+    (left, before), (x, y) = points[-2:]
     back = 8 if y < before else -8
-    base = f"{x - 8},{y - 4} {x - 8},{y + 4}" if y == before else f"{x - 4},{y + back} {x + 4},{y + back}"
+    aside = 8 if x < left else -8
+    base = f"{x + aside},{y - 4} {x + aside},{y + 4}" if y == before else f"{x - 4},{y + back} {x + 4},{y + back}"
     return (
         f'<polyline points="{path}" fill="none" stroke="{colour}"/><polygon points="{x},{y} {base}" fill="{colour}"/>'
     )

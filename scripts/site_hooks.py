@@ -1,7 +1,7 @@
 """What mkdocs does to a page of docs/ beyond Markdown, so that the same files read well on a code host.
 
 Links that leave docs/ have no place on the site, which knows no address of the repository: they become their text and
-the path. A pipe in code in a table is escaped for code hosts, and bare for Python-Markdown.
+the path. Comments for the test that runs the snippets go. A pipe in code in a table is escaped for code hosts, and bare for Python-Markdown.
 """
 
 import re
@@ -11,6 +11,7 @@ from typing import Any
 FENCE = re.compile(r"^(```.*?^```)$", re.M | re.S)
 LEAVING = re.compile(r"(?<!!)\[(?P<text>[^\]]+)\]\((?P<path>\.\./[^)\s#]+)(?:#[^)]*)?\)")
 CODE = re.compile(r"`[^`\n]+`")
+COMMENT = re.compile(r"^<!--.*?-->\n", re.M)
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
@@ -20,8 +21,16 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     return "".join(part if part.startswith("```") else prose(part, folder) for part in parts)
 
 
+def on_page_content(html: str, *, page: Any, **_: Any) -> str:
+    """The page's HTML; the tables of run-file keys are marked for the style sheet."""
+    if page.file.src_uri != "reference.md":
+        return html
+    return html.replace("<table>", '<div class="keys"><table>').replace("</table>", "</table></div>")
+
+
 def prose(text: str, folder: str) -> str:
     """Text between fences, links and tables mended."""
+    text = COMMENT.sub("", text)
     text = LEAVING.sub(lambda link: link[0] if inside(link["path"], folder) else as_path(link, folder), text)
     return "\n".join(bare_pipes(line) if line.startswith("|") else line for line in text.split("\n"))
 

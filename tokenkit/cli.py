@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 
-from tokenkit import cli_sweep, cli_tokenizer, cli_transfer, cli_vocabulary
+from tokenkit import cli_report, cli_sweep, cli_tokenizer, cli_transfer, cli_vocabulary
 from tokenkit.cli_shared import (
     DryRun,
     On,
     Price,
     Quiet,
     Resume,
+    Verbs,
     Words,
     check_processes,
     print_distilled,
@@ -27,6 +28,7 @@ from tokenkit.config import load
 
 app = typer.Typer(
     name="tokenkit",
+    cls=Verbs,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -36,6 +38,7 @@ app = typer.Typer(
 app.add_typer(cli_tokenizer.app, name="tokenizer")
 app.add_typer(cli_vocabulary.app, name="vocabulary")
 app.add_typer(cli_transfer.app)
+app.add_typer(cli_report.app)
 app.add_typer(cli_sweep.app)
 
 
@@ -336,39 +339,6 @@ def merge_lora(words: Words = None, dry_run: DryRun = False) -> None:
     run = load(MergeLoraRun, words or [])
     if not shown(run, dry_run):
         print_values(merge_lora(run))
-
-
-@app.command()
-def report(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="RUN ...", help="Folders of runs; or a run file. Then KEY=VALUE.", show_default=False),
-    ] = None,
-    dry_run: DryRun = False,
-) -> None:
-    """Write the page of a run folder again, or one page that compares several runs."""
-    from tokenkit.verbs.report import load_report, report
-
-    run = load_report(words or [])
-    if not shown(run, dry_run):
-        typer.echo(report(run))
-
-
-@app.command()
-def card(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="RUN_FOLDER", help="A finished run; or a run file. Then KEY=VALUE.", show_default=False),
-    ] = None,
-    dry_run: DryRun = False,
-) -> None:
-    """Write the model card of a finished run again, and upload the model if told to."""
-    from tokenkit.verbs.card import CardRun, card
-    from tokenkit.verbs.positional import load_positional
-
-    run = load_positional(CardRun, ("run",), words or [])
-    if not shown(run, dry_run):
-        print_values(card(run))
 
 
 @app.command()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from tokenkit.config import Config, UserError, dump_yaml, resolved
 
@@ -26,6 +27,15 @@ On = Annotated[
 Price = Annotated[float | None, typer.Option("--price", min=0, help="With --on: of an hour of one such device.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that the output folder holds.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+
+
+class Verbs(TyperGroup):
+    """A list of commands whose sentences are folded where typer would cut them."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for command in self.commands.values():
+            command.short_help = command.short_help or " ".join((command.help or "").partition("\n\n")[0].split())
+        super().format_commands(ctx, formatter)
 
 
 SPREAD = ("distill", "pretrain", "train-hypernet", "tokenizer pretrain")  # what several processes do together

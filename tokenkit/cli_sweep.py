@@ -98,10 +98,10 @@ def bench(
     if as_json:
         print_json(found | {"claims": [claim.model_dump(mode="json") for claim in found["claims"]]})
     else:
-        from tokenkit.report.claim_tables import claims_table, comparison_lines
+        from tokenkit.report.claim_tables import claims_tables, comparison_lines
 
         if run.against is None:
-            print_rich(claims_table(found["claims"]))
+            print_rich(claims_tables(found["claims"]))
         else:
             echo("\n".join(comparison_lines(found["changed"], found["alone"], found["same"])))
     if found.get("changed"):
@@ -111,14 +111,6 @@ def bench(
 @app.command()
 def presets() -> None:
     """List the runs that come with the package, for tokenkit distill --preset NAME."""
-    from rich.table import Table
+    from tokenkit.verbs.presets import presets_view
 
-    from tokenkit.verbs.presets import preset_table
-
-    header, *rows = preset_table()
-    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    for name in header:  # the model's name may be folded, what one has to type may not
-        table.add_column(name, no_wrap=name != "model", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    print_rich(table)
+    print_rich(presets_view())

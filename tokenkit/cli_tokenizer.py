@@ -4,9 +4,20 @@ from typing import Annotated, Any
 
 import typer
 
-from tokenkit.cli_shared import DryRun, Quiet, Resume, Words, echo, print_json, print_results, print_values, shown
+from tokenkit.cli_shared import (
+    DryRun,
+    Quiet,
+    Resume,
+    Verbs,
+    Words,
+    echo,
+    print_json,
+    print_results,
+    print_values,
+    shown,
+)
 
-app = typer.Typer(no_args_is_help=True, help="Learn a tokenizer, look at it, prune it, use it.")
+app = typer.Typer(cls=Verbs, no_args_is_help=True, help="Learn a tokenizer, look at it, prune it, use it.")
 Model = Annotated[str | None, typer.Option("--model", metavar="FOLDER", help="A learned tokenizer, or a checkpoint.")]
 Corpus = Annotated[str | None, typer.Option("--corpus", metavar="FILE", help="Text: a file, a folder or a glob.")]
 Output = Annotated[str | None, typer.Option("--output", metavar="PATH", help="Where the result goes.")]

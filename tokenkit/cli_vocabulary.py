@@ -4,9 +4,11 @@ from typing import Annotated
 
 import typer
 
-from tokenkit.cli_shared import DryRun, Words, print_values, shown
+from tokenkit.cli_shared import DryRun, Verbs, Words, print_values, shown
 
-app = typer.Typer(no_args_is_help=True, help="Add tokens to a model, take some away, find those that never occur.")
+app = typer.Typer(
+    cls=Verbs, no_args_is_help=True, help="Add tokens to a model, take some away, find those that never occur."
+)
 
 
 @app.command()

@@ -70,6 +70,9 @@ class PageRun:
             assert matches(block.text, self.printed), f"{block.place}: printed was\n{self.printed}"
 
     def _python(self, block: Block) -> None:
+        if block.has("file"):  # a plugin or the like, which a command further down runs
+            compile(block.text, block.place, "exec")
+            return
         self.printed = self._captured(lambda: exec(compile(block.text, block.place, "exec"), self.names))[1]
 
     def _captured(self, action: Any) -> tuple[int, str]:
@@ -128,6 +131,11 @@ class PageRun:
         assert code == expected, f"{block.place}: exit code {code}\n{command} {added}\n{printed[-3000:]}"
 
     def _command(self, command: str, added: list[str], dry: bool) -> tuple[int, str]:
+        into = re.fullmatch(r"(tokenkit [^|<>;&`$]*[^|<>;&`$\s])\s*>\s*([\w./-]+)", command)
+        if into is not None:
+            code, printed = self._command(into[1], added, dry)
+            Path(into[2]).write_text(printed, "utf-8")
+            return code, ""
         if any(sign in re.sub(r"'[^']*'|\"[^\"]*\"", "", command) for sign in SHELL):
             return self._in_a_shell(command)
         words = shlex.split(command, comments=True)
@@ -172,6 +180,6 @@ def small_launch(words: list[str]) -> list[str]:
 
 def matches(expected: str, printed: str) -> bool:
     """Whether the printed text holds the expected one, up to white space; `...` and `…` alone stand for anything."""
-    parts = [re.escape(" ".join(part.split())) for part in re.split(r"(?:^|(?<=\s))(?:\.\.\.|…)(?=\s|$)", expected)]
+    parts = [re.escape(" ".join(part.split())) for part in re.split(r"(?:^|(?<=\s))(?:\.\.\.|…)(?=[\s,]|$)", expected)]
     pattern = r"[\s\S]*?".join(part.replace(r"\ ", " ") for part in parts)
     return re.search(pattern, " ".join(printed.split())) is not None

@@ -15,7 +15,7 @@ DIRECTIVES = {
     "exit": "the exit code of the block's last command, where its point is an error message",
     "output": "a text block: what the command before it prints, up to white space; `...` stands for anything",
     "verb": "a yaml block: the verb whose run file it is, or is a part of",
-    "file": "the block is written to this file first, as a reader would save it",
+    "file": "the block is written to this file, as a reader would save it; a later block has to name the file",
     "slow": "the fast suite runs the block's commands with --dry-run only",
     "report": "a json block that the page of a run is drawn from",
 }

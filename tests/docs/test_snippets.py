@@ -71,6 +71,13 @@ def test_every_block_has_a_language_and_directives_that_exist():
         assert {name for name, _ in block.directives} <= DIRECTIVES.keys(), block.place
 
 
+@pytest.mark.parametrize("page", RUN)
+def test_a_saved_file_is_used_further_down(page):
+    for number, block in enumerate(BLOCKS[page]):
+        name = block.one("file")
+        assert any(name in later.text for later in BLOCKS[page][number + 1 :]), f"{block.place}: nothing uses {name}"
+
+
 @pytest.mark.parametrize("path", PAGES, ids=page_name)
 def test_no_command_stands_outside_a_fence(path):
     outside = re.sub(r"^(```+)[\s\S]*?^\1", "", path.read_text("utf-8"), flags=re.M)

@@ -102,7 +102,7 @@ class Browser:
         self("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=phone)
         self("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self("Page.navigate", url=page.as_uri())
-        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._next())
         drawn = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
         self("Runtime.evaluate", expression=drawn, awaitPromise=True)

@@ -1,52 +1,19 @@
-"""A made-up but realistic run folder: two targets, five curves, 150 chunks."""
+"""A made-up but realistic run folder: two targets, five curves, 150 chunks; runs to be compared; a browser."""
 
 import json
-import math
 import random
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from chromium import Browser
+from run_folders import PROSE, made_up_chunks, write_metrics, write_run
 
-PROSE = (
-    "The old lighthouse keeper climbed the spiral stairs every evening, counting each step aloud so that the storm "
-    "would not make him forget. Below, the harbour lights trembled on the water;\n\tfishing boats knocked softly "
-    "against the quay. “Another quiet night,” he wrote in the log, and underlined it twice. Grüße aus Köln, déjà vu, "
-    "東京 and 🎉 are harder for a small vocabulary.\nfor i in range(10): print(i ** 2)\n"
-)
 BARS = {
     "unigram 32k": {"zero_shot": ("zero-shot FVT", 3.412), "clm": ("CLM", 1.431), "alm": ("ALM", 1.187)},
     "bytes": {"zero_shot": ("zero-shot FVT", 5.902), "clm": ("CLM", 1.904), "alm": ("ALM", 1.322)},
 }
-
-
-def made_up_chunks(count: int, rng: random.Random) -> list[dict[str, Any]]:
-    """Chunks of whole words, the teacher's tokens long and the student's short."""
-    words = [word if index == 0 else " " + word for index, word in enumerate(PROSE.split(" "))]
-    chunks = []
-    for index in range(count):
-        text = words[index % len(words)]
-        teacher = -rng.expovariate(0.5)
-        cut = max(1, len(text) // 2)
-        pieces = [text[:cut], text[cut:]] if len(text) > 6 else [text]
-        threes = [text[i : i + 3] for i in range(0, len(text), 3)]
-        chunk = {"text": text, "teacher_tokens": pieces, "student_tokens": threes}
-        scored = {"teacher_logp": teacher, "student_logp": min(-0.001, teacher + rng.gauss(-0.3, 1.2))}
-        chunks.append(chunk | (scored if index % 29 else {"teacher_logp": None, "student_logp": None}))
-    chunks[40] |= {"text": "x" * 150, "teacher_tokens": ["x" * 150], "student_tokens": ["x" * 75] * 2}
-    return chunks
-
-
-def write_metrics(path: Path, steps: int, start: float, end: float, rng: random.Random) -> None:
-    """A noisy falling loss with an evaluation every tenth of the run, and a last line that was cut off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for step in range(1, steps + 1):
-        level = end + (start - end) * math.exp(-6 * step / steps)
-        lines.append({"step": step, "loss": level * math.exp(rng.gauss(0, 0.07)), "lr": 1e-4, "tokens": step * 8192})
-        if step % (steps // 10) == 0:
-            lines.append({"step": step, "bits_per_byte": 0.9 + level / 4})
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9999, "lo', "utf-8")
 
 
 @pytest.fixture(scope="session")
@@ -95,3 +62,24 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "report.json").write_text(json.dumps(report), "utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def three_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three finished runs on one held-out text, two of them of the same name in different folders."""
+    base = tmp_path_factory.mktemp("runs")
+    return [
+        write_run(base / "unigram/alm", "alm", 1.5, target="unigram"),
+        write_run(base / "bytes/alm", "alm", 2.0),
+        write_run(base / "bytes/clm", "clm", 2.5),
+    ]
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not binary:
+        pytest.skip("no chromium on PATH")
+    browser = Browser(binary, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()

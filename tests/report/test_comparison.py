@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_run
+from run_folders import write_run
 from test_page import EVIL, Outline, poisoned
 
 from tokenkit.config import UserError
@@ -58,7 +58,7 @@ def test_the_page_holds_curves_texts_samples_and_tasks(three_runs: list[Path], t
     assert len([one for one in classes if one.startswith("chunk ")]) == 180
     inputs = [attrs["type"] for tag, attrs in outline.elements if tag == "input"]
     assert inputs == ["checkbox"] * 3 + ["radio"] * 3
-    assert outline.text.count("keeper") == 1 + text.count(" keeper</bdi>") * 0  # all teachers say it: once
+    assert outline.text.count("keeper of it") == 1  # all teachers say it
     assert "alm · unigram/alm, bytes/alm" in outline.text
     assert "0.15" in outline.text
     targets = [a.get("src") or a.get("href") for _, a in outline.elements if "src" in a or "href" in a]
@@ -146,7 +146,7 @@ def test_no_other_file_is_replaced(three_runs: list[Path], tmp_path: Path) -> No
     with pytest.raises(UserError, match="something else than a page"):
         report(ReportRun(runs=three_runs, output=notes))
     assert notes.read_text() == "mine"
-    with pytest.raises(UserError, match="output: .*, a folder"):
+    with pytest.raises(UserError, match=r"output: .*, a folder"):
         ReportRun(runs=three_runs, output=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.html"]
 

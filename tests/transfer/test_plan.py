@@ -1,5 +1,6 @@
 """The plan of a transfer: bytes decide ordinary tokens, roles decide special ones, and the two never mix."""
 
+import functools
 import itertools
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tokenkit.transfer.plan import Kind, TransferPlan, plan_transfer
 from tokenkit.transfer.rows import TensorRows
 
 NAMES = ("small", "large", "one_role", "marked", "byte")
+real = functools.cache(lambda folder: load_tokenizer(str(folder)))  # seconds each, and several tests read it
 PAIRS = [pair for pair in itertools.product(NAMES, NAMES) if pair[0] != pair[1]]
 
 
@@ -136,7 +138,7 @@ LARGE = [pytest.param(pair, marks=pytest.mark.slow) for pair in ("llama3__to__qw
 @pytest.mark.parametrize("pair", ["llama2__to__gpt2", *LARGE])
 def test_real_pairs_agree_with_recorded_values_corrected(shared: Path, pair: str) -> None:
     """Every ordinary token of the recorded transfers: equal tokens, means, and spellings of partial characters."""
-    source, target = (load_tokenizer(str(shared / "data/tokenizers" / name)) for name in pair.split("__to__"))
+    source, target = (real(shared / "data/tokenizers" / name) for name in pair.split("__to__"))
     with np.load(shared / f"golden/C_fvt_{pair}.npz") as recorded:
         golden = {name: recorded[name] for name in recorded.files}
     plan = plan_transfer(source, target, source_rows=source.vocab_size)
@@ -174,7 +176,7 @@ def test_what_begins_and_ends_a_turn_goes_by_its_part(
     shared: Path, source_name: str, target_name: str, wanted: dict[str, list[str]]
 ) -> None:
     """Only special tokens take a row for their part: the newline that heads a turn in one family stays a newline."""
-    source, target = (load_tokenizer(str(shared / "data/tokenizers" / name)) for name in (source_name, target_name))
+    source, target = (real(shared / "data/tokenizers" / name) for name in (source_name, target_name))
     plan = plan_transfer(source, target, source_rows=source.vocab_size)
     for token, literals in wanted.items():
         ids = [source.special_tokens.get(one) for one in literals]

@@ -188,7 +188,10 @@ def chat(tmp_path, model_folder):
     return folder, {"source": {"path": str(lines)}, "format": "chat", "window_bytes": 48}
 
 
-@pytest.mark.parametrize("extra", [{}, {"hidden_states": {}}], ids=["alm", "hidden"])
+HIDDEN = pytest.param({"hidden_states": {}}, marks=pytest.mark.slow)  # hidden states are taught from a record above
+
+
+@pytest.mark.parametrize("extra", [{}, HIDDEN], ids=["alm", "hidden"])
 def test_conversations_that_students_cut_in_different_places(runs, tmp_path, chat, extra):
     """A byte student's rows end long before the teacher's; what a student learns is not the record's business."""
     recording, distilling = runs

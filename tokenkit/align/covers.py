@@ -31,6 +31,7 @@ from tokenkit.tokenizers.pieces import (
     model_vocabulary,
     space_mark,
 )
+from tokenkit.tokenizers.surgery.bpe import merge_pairs
 
 SHIELD = 1e4  # how far below every other piece a Unigram piece stands that text must not be made of
 
@@ -47,7 +48,9 @@ class Cover:
 class Covers(Protocol):
     """The covers of one tokenizer. Can be pickled, for other processes."""
 
-    def of(self, token: int) -> Cover: ...
+    def of(self, token: int) -> Cover:
+        """The cover of one token."""
+        ...
 
 
 @dataclass(frozen=True)

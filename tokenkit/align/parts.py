@@ -20,7 +20,9 @@ from tokenkit.align.bias import write_whole
 class Work(Protocol):
     """Something that turns a task into arrays, the same wherever and whenever it is asked. Can be pickled."""
 
-    def run(self, task: Any) -> dict[str, ndarray]: ...
+    def run(self, task: Any) -> dict[str, ndarray]:
+        """The arrays of one task, by name."""
+        ...
 
 
 def run_parts(

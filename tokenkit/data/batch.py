@@ -35,6 +35,7 @@ class Batch:
     num_tokens: int
 
     def to(self, device: torch.device) -> "Batch":
+        """The batch with its tensors on a device."""
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
         return Batch(moved, self.rows, self.num_bytes, self.num_tokens)
 

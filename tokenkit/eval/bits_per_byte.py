@@ -7,6 +7,7 @@ with the start token, which is given and not scored; no other special token is s
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -30,6 +31,10 @@ class EvalConfig(Config):
     batch_tokens: int = Field(16384, ge=1)
     """Tokens that are scored together."""
 
+    def windows(self) -> dict[str, Any]:
+        """The context, as `bits_per_byte` takes it."""
+        return self.model_dump(include={"context_tokens", "stride_tokens", "batch_tokens"})
+
 
 @dataclass(frozen=True)
 class BitsPerByte:
@@ -42,6 +47,7 @@ class BitsPerByte:
 
     @property
     def bytes_per_token(self) -> float:
+        """How much text a token spells, on average."""
         return self.num_bytes / max(1, self.num_tokens)
 
 

@@ -45,9 +45,10 @@ class HeldOut:
 
     def options(self) -> dict[str, Any]:
         """How they are read, as `bits_per_byte` takes it."""
-        return self.reading.model_dump(include={"context_tokens", "stride_tokens", "batch_tokens"})
+        return self.reading.windows()
 
     def fingerprint(self) -> str:
+        """A digest of the texts and of how they are read."""
         return digest([self.options(), self.documents])
 
     def place(self) -> dict[str, Any]:
@@ -68,9 +69,11 @@ class BuiltinBackend:
         self.cloze, self.questions = cloze, [] if cloze is None else read_questions(cloze)
 
     def version(self) -> str:
+        """That of the package."""
         return __version__
 
     def depends_on(self, task: str) -> dict[str, Any]:
+        """What else a result hangs on, as plain values."""
         if task == "cloze":
             asked = [question.model_dump() for question in self.questions]
             return {"questions": digest(asked), "context": self.held_out.reading.context_tokens}
@@ -80,6 +83,7 @@ class BuiltinBackend:
         return found
 
     def members(self, task: str) -> list[str]:
+        """The task alone; none is a group."""
         return [task]
 
     def evaluate(
@@ -190,12 +194,15 @@ class OwnBackend:
         self.metrics = {metric.name: metric for metric in metrics}
 
     def version(self) -> str:
+        """That of the package."""
         return __version__
 
     def depends_on(self, task: str) -> dict[str, Any]:
+        """What else a result hangs on, as plain values."""
         return {"text": self.held_out.fingerprint(), "code": self.metrics[task].sha256}
 
     def members(self, task: str) -> list[str]:
+        """The task alone; none is a group."""
         return [task]
 
     def evaluate(

@@ -32,6 +32,7 @@ class ByteScore:
 
     @property
     def bits_per_byte(self) -> float:
+        """Mean over the bytes, in bits."""
         return self.nats / math.log(2) / self.num_bytes
 
 

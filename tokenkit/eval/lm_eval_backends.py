@@ -39,16 +39,19 @@ class LmEvalBackend:
         self._folders: TaskFolders | None = None
 
     def version(self) -> str:
+        """Those of the packages that answer."""
         packages = ("lm_eval", "vllm") if self.name == "vllm" else ("lm_eval",)
         return ", ".join(f"{package} {_version(_imported(package))}" for package in packages)
 
     def depends_on(self, task: str) -> dict[str, Any]:
+        """What else a result hangs on, as plain values."""
         ours = ("add_bos", "max_length") if self.name == "tokenkit" else ("dtype",)
         shared = ("apply_chat_template", "fewshot_as_multiturn", "system_instruction", "generation")
         how = self.asked.model_dump(mode="json", include={*ours, *shared})
         return {**how, "definition": self.folders().definition(task)}
 
     def members(self, task: str) -> list[str]:
+        """The names that rows of a task come under, those of a group's tasks too."""
         return self.folders().members(task)
 
     def folders(self) -> TaskFolders:

@@ -65,7 +65,7 @@ class TokenLockstep:
     def figures(self, documents: Sequence[str]) -> dict[str, Any]:
         """Members are scored as `tokenkit eval` scores them, with tokens of their own."""
         joint = self.ensemble.bits_per_byte(documents, self.reading)
-        options = self.reading.model_dump(include={"context_tokens", "stride_tokens", "batch_tokens"})
+        options = self.reading.windows()
         alone = [bits_per_byte(m.view, m.tokenizer, [*documents], **options) for m in self.ensemble.members]
         return {
             "slots": len(self.ensemble.slots.spelled),

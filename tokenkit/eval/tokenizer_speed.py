@@ -15,6 +15,7 @@ from tokenkit.tokenizers.hf import HFTokenizer
 from tokenkit.tokenizers.pieces import model_type, parts
 
 SHORT_BYTES = 16
+REPEATS = 3  # of what is timed; the quickest counts
 LIMITS = {  # of the checklist, in milliseconds and per second
     "chunk_milliseconds": 0.5,
     "open_id_milliseconds": 1.0,
@@ -94,7 +95,7 @@ def ratios(times: Mapping[str, Mapping[str, float]], baseline: str) -> dict[str,
     }
 
 
-def latencies(package: Package, chunks: Sequence[bytes], repeats: int = 3) -> dict[str, float]:
+def latencies(package: Package, chunks: Sequence[bytes]) -> dict[str, float]:
     """What single chunks and ids cost without any cache, in milliseconds and per second of CPU.
 
     Chunks are 16 bytes, spelled one by one; open ids are decoded one run at a time and in batches.
@@ -102,17 +103,17 @@ def latencies(package: Package, chunks: Sequence[bytes], repeats: int = 3) -> di
     short = [chunk[:SHORT_BYTES] for chunk in chunks]
     codec, compact = package.codec(cache_size=0), package.codec("compact")
     fixed = [index for chunk in short for index in compact.encode_bytes(chunk)] * 50
-    one = min(_timed(codec.encode_bytes, short)[0] for _ in range(repeats))
-    pinned = min(_timed(compact.decode_bytes, [fixed])[0] for _ in range(repeats))
+    one = min(_timed(codec.encode_bytes, short)[0] for _ in range(REPEATS))
+    pinned = min(_timed(compact.decode_bytes, [fixed])[0] for _ in range(REPEATS))
     found = {"chunk_milliseconds": one / len(short) * 1e3, "pinned_ids_per_second": len(fixed) / pinned}
-    return found | (_open_latencies(package.open_codes(), repeats) if package.network is not None else {})
+    return found | (_open_latencies(package.open_codes()) if package.network is not None else {})
 
 
-def _open_latencies(codes: OpenCodes, repeats: int) -> dict[str, float]:
+def _open_latencies(codes: OpenCodes) -> dict[str, float]:
     step = max(1, codes.num_codes // 4099)
     runs = [tuple((step * (7 * n + g) + n) % codes.num_codes for g in range(codes.groups)) for n in range(2048)]
-    batch = min(_timed(codes.read, [runs])[0] for _ in range(repeats))
-    single = min(_timed(codes.read, [[run] for run in runs[:64]])[0] for _ in range(repeats))
+    batch = min(_timed(codes.read, [runs])[0] for _ in range(REPEATS))
+    single = min(_timed(codes.read, [[run] for run in runs[:64]])[0] for _ in range(REPEATS))
     return {
         "open_ids_per_second": len(runs) * codes.groups / batch,
         "open_id_milliseconds": single / (64 * codes.groups) * 1e3,

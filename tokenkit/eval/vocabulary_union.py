@@ -26,6 +26,7 @@ class Slots:
 
     @property
     def end(self) -> int:
+        """The slot of the end of the text, behind those of all tokens."""
         return len(self.spelled)
 
     def logp(self, model: int, logits: Float[Tensor, "N V"]) -> Float[Tensor, "N T"]:

@@ -33,6 +33,7 @@ from tokenkit.tokenizers.pieces import (
     parts,
     unknown_id,
 )
+from tokenkit.tokenizers.surgery.bpe import merge_pairs
 
 # (name of a split, whether words that are tokens need no merge) -> tokenizer.ggml.pre. By `pre` llama.cpp decides both.
 PRE = {
@@ -189,7 +190,9 @@ def _pre(definition: Definition, name: str) -> str:
         found = next((PRE[split, wanted] for split in fitting if (split, wanted) in PRE), None)
         if found is not None and (wanted == whole_words or _reached_by_merges(definition)):
             return found
-    raise UserError(f"{name}: llama.cpp merges words of this split otherwise (ignore_merges={whole_words})")
+    raise UserError(
+        f"{name}: llama.cpp merges words of this split otherwise (ignore_merges={whole_words}); export format=huggingface"
+    )
 
 
 def _cuts(definition: Definition) -> list[list[str]]:
@@ -218,8 +221,7 @@ def _pieces(definition: Definition, kind: str, tokens: list[str], types: list[in
             notes.append("llama.cpp has no byte fallback in Unigram: what the vocabulary cannot spell becomes unknown")
     else:
         ranks: dict[str, int] = {}
-        for rank, merge in enumerate(model["merges"]):
-            left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+        for rank, (left, right) in enumerate(merge_pairs(definition)):
             ranks.setdefault(left + right, rank)
         scores = [float(-ranks.get(token, len(ranks))) for token in tokens]
     steps = [*parts(definition.get("normalizer")), *parts(definition.get("pre_tokenizer"))]

@@ -106,7 +106,9 @@ def _refuse_unfinished(layers: Mapping[str, TernaryLinear]) -> None:
 def _one_epsilon(norms: Mapping[str, nn.RMSNorm]) -> float:
     found = {norm.eps for norm in norms.values()}
     if len(found) > 1 or None in found:
-        raise UserError(f"ternary norms with epsilons {sorted(map(str, found))}; transformers keeps one for all")
+        raise UserError(
+            f"ternary norms with epsilons {sorted(map(str, found))}; transformers keeps one for all: export format=latent"
+        )
     return float(found.pop() or 0.0)
 
 
@@ -141,7 +143,7 @@ def _bitnet_config(model: PreTrainedModel, layers: Mapping[str, TernaryLinear], 
     if epsilon != config.rms_norm_eps:
         raise UserError(
             f"SubLN has epsilon {epsilon:g} and the model rms_norm_eps {config.rms_norm_eps:g}; transformers' bitnet "
-            "class keeps one for both"
+            "class keeps one for both; train with ternary.sub_norm=none or every, or export format=latent"
         )
     bias = any(layers[name].bias is not None for name in _block_names(config, "self_attn.q_proj") if name in layers)
     settings = {key: values[key] for key in SHARED_SETTINGS if key in values}
@@ -184,4 +186,6 @@ def _check_places(layout: Layout) -> None:
     tied = {"lm_head.weight"} if layout.config.tie_word_embeddings else set()
     missing = sorted(wanted.keys() - found.keys() - tied)
     if missing:
-        raise UserError(f"{missing[0]}: transformers' {kind} has it and this model does not")
+        raise UserError(
+            f"{missing[0]}: transformers' {kind} has it and this model does not; export format=latent, which packs nothing"
+        )

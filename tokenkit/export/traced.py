@@ -48,10 +48,12 @@ class Signature:
 
     @property
     def inputs(self) -> list[str]:
+        """Names of the graph's inputs, in their order."""
         return ["input_ids", "attention_mask", "position_ids", *self._cache("past_key_values")]
 
     @property
     def outputs(self) -> list[str]:
+        """Names of the graph's outputs, in their order."""
         return ["logits", *self._cache("present")]
 
     def _cache(self, prefix: str) -> list[str]:

@@ -70,15 +70,18 @@ class Loss:
 
     @property
     def tensors(self) -> tuple[str, ...]:
+        """Names of the tensors that the function takes, in its order."""
         return _parameters(self.fn, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
     @property
     def options(self) -> Mapping[str, inspect.Parameter]:
+        """What a run file may set, by name."""
         parameters = inspect.signature(self.fn).parameters
         return {name: p for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
     @property
     def unit_tensors(self) -> tuple[str, ...]:
+        """Names of the tensors that say which units count."""
         if self.units is None:
             return (UNITS_PER[self.per],)
         return _parameters(self.units, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -165,6 +168,7 @@ class Loss:
 
 
 LOSSES: dict[str, Loss] = {}
+"""Every loss by its name; what a file of this folder registers, and the plugins of a run."""
 
 
 def _parameters(fn: Callable[..., Any], kind: Any) -> tuple[str, ...]:

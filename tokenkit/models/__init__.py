@@ -1,0 +1,1 @@
+"""Modules, and changes made to a model from outside."""

@@ -41,6 +41,7 @@ class Entry:
 
     @property
     def elements(self) -> int:
+        """Numbers in it."""
         return math.prod(self.shape)
 
     @property
@@ -71,6 +72,7 @@ class Inventory:
 
     @property
     def stored_elements(self) -> int:
+        """Numbers in all that is stored."""
         return sum(entry.elements for entry in self.stored)
 
     @property

@@ -43,6 +43,7 @@ class Plugin:
 
     @property
     def sha256(self) -> str:
+        """Of the file's text."""
         return hashlib.sha256(self.source.encode()).hexdigest()
 
 

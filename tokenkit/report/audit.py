@@ -43,7 +43,7 @@ def _plain(sentence: str) -> str:
 def _suspects(audit: Audit) -> Table:
     """The loudest new rows: what they take, and places at which they win here and in what they are held against."""
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("loudest new rows", overflow="ellipsis", max_width=18)
+    table.add_column("loudest new rows", overflow="fold", max_width=18)
     for column in ("id", "takes", "wins", "before", "norm z", "|weights|"):
         table.add_column(column, justify="right", no_wrap=True)
     for one in audit.breakers[:SUSPECTS]:

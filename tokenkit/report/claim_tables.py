@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 
 from tokenkit.report.claims import Claim, Machine, Row
@@ -35,18 +37,18 @@ def cells(row: Row) -> list[str]:
     return [row.what, row.beside, row.unit, number(row.ours), number(row.peer), ratio_cell(row)]
 
 
-def claims_table(claims: Sequence[Claim]) -> Table:
-    """All claims in a terminal; narrow ones fold the words."""
-    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    for name in HEADER:
-        right = name in ("ours", "peer")
-        table.add_column(name, justify="right" if right else "left", no_wrap=right, overflow="fold")
+def claims_tables(claims: Sequence[Claim]) -> Group:
+    """A table for each claim, in a terminal; narrow ones fold the words."""
+    shown: list[Table | str] = []
     for claim in claims:
-        table.add_section()
-        table.add_row(f"[bold]{claim.title}[/bold]")
+        table = Table(box=None, title=claim.title, title_justify="left", title_style="bold", header_style="dim")
+        for name in HEADER:
+            right = name in ("ours", "peer")
+            table.add_column(name, justify="right" if right else "left", no_wrap=right, overflow="fold")
         for row in claim.rows:
-            table.add_row(*cells(row))
-    return table
+            table.add_row(*map(escape, cells(row)))
+        shown += [table, ""]
+    return Group(*shown)
 
 
 def comparison_lines(changed: Sequence[str], alone: Sequence[str], same: int) -> list[str]:

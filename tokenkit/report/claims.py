@@ -108,7 +108,11 @@ def spread(ours: Sequence[float], peer: Sequence[float], better: str = "less") -
     above, below = (peer, ours) if better == "less" else (ours, peer)
     each = [a / b for a, b in zip(above, below, strict=True)]
     middle = statistics.median(above) / statistics.median(below)
-    return Ratio(median=middle, min=min([*each, middle]), max=max([*each, middle]))
+    return Ratio(median=_short(middle), min=_short(min([*each, middle])), max=_short(max([*each, middle])))
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")
 
 
 def measured(
@@ -127,8 +131,8 @@ def measured(
         beside=beside,
         unit=unit,
         better=better,
-        ours=statistics.median(ours),
-        peer=statistics.median(peer),
+        ours=_short(statistics.median(ours)),
+        peer=_short(statistics.median(peer)),
         ratio=None if better == "equal" else spread(ours, peer, better),
         repeats=len(ours),
         note=note,
@@ -137,7 +141,7 @@ def measured(
 
 def absent(what: str, beside: str, unit: str, why: str, ours: Sequence[float] = ()) -> Row:
     """A row whose peer is not there; what ours takes stands alone."""
-    own = statistics.median(ours) if ours else None
+    own = _short(statistics.median(ours)) if ours else None
     return Row(what=what, beside=beside, unit=unit, ours=own, repeats=len(ours), note=f"absent: {why}")
 
 
@@ -150,7 +154,7 @@ def orderings_of(rows: Sequence[Row]) -> list[Ordering]:
         ahead = row.ratio.median >= 1
         first, second = (row.what, row.beside) if ahead else (row.beside, row.what)
         decided = row.ratio.min > 1 + NOISE or row.ratio.max < 1 - NOISE
-        ratio = row.ratio.median if ahead else 1 / row.ratio.median
+        ratio = row.ratio.median if ahead else _short(1 / row.ratio.median)
         found.append(Ordering(first=first, second=second, by=row.unit, ratio=ratio, decided=decided))
     return found
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
@@ -12,9 +12,11 @@ from tokenkit.report.terminal import terminal
 
 EVERY = 30.0
 """Seconds between two lines, where there is no terminal to draw a bar on."""
-BAR_FROM, TIME_FROM = 76, 56  # columns of a terminal from which there is room for a bar, and for the time that is left
+BAR, NAME = 10, 16
+SAYS_FROM, TIME_FROM, BAR_FROM = 58, 66, 80  # columns of a terminal from which there is room for these, figures whole
 
 
+@runtime_checkable
 class Advance(Protocol):
     """Moves a stage on by so much; `says` stands beside it from then on."""
 
@@ -45,13 +47,19 @@ def progress(name: str, total: int, *, quiet: bool, done: int = 0) -> Iterator[A
 
 
 def _columns(width: int) -> list[ProgressColumn]:
-    bar: list[ProgressColumn] = [BarColumn()] if width >= BAR_FROM else []
-    left: list[ProgressColumn] = [TimeRemainingColumn()] if width >= TIME_FROM else []
-    return [TextColumn("{task.description}"), *bar, MofNCompleteColumn(), TextColumn("{task.fields[says]}"), *left]
+    wanted: list[tuple[int, ProgressColumn]] = [
+        (0, TextColumn("{task.description}")),
+        (BAR_FROM, BarColumn(BAR)),
+        (0, MofNCompleteColumn()),
+        (SAYS_FROM, TextColumn("{task.fields[says]}")),
+        (TIME_FROM, TimeRemainingColumn()),
+    ]
+    return [column for least, column in wanted if width >= least]
 
 
 def _bar(bar: Progress, name: str, total: int, done: int) -> Advance:
-    task = bar.add_task(name, total=total, completed=done, says="")
+    shown = name if len(name) <= NAME else name[: NAME - 1] + "…"
+    task = bar.add_task(shown, total=total, completed=done, says="")
 
     def advance(count: int = 1, says: str = "") -> None:
         bar.update(task, advance=count, says=says)

@@ -5,6 +5,7 @@ becomes a few lines. Colours follow NO_COLOR and TERM, as `rich` reads them; a p
 """
 
 import os
+import re
 from collections.abc import Iterable
 
 from rich.cells import cell_len
@@ -46,7 +47,8 @@ def _fitted(table: Table, width: int) -> Table | Group:
     spared = 0
     for column in table.columns:
         if column.justify == "right" or column.no_wrap:  # figures, and names that one has to type
-            column.width = max(_longest(cell.plain for cell in _cells(column)), _longest(_header(column).split()))
+            pieces = [piece for cell in _cells(column) for piece in re.split(r"(?<=,) ", cell.plain)]
+            column.width = max(_longest(pieces), _longest(_header(column).split()))
         else:
             column.overflow = "fold"
             words = [word for cell in (Text(_header(column)), *_cells(column)) for word in cell.plain.split()]

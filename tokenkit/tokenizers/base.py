@@ -99,13 +99,17 @@ class Tokenizer(Protocol):
         """The id that begins every document: bos, else eos. UserError where the tokenizer has neither."""
         ...
 
-    def encode(self, text: str, *, special: bool = False) -> Encoding: ...
+    def encode(self, text: str, *, special: bool = False) -> Encoding:
+        """Ids and byte spans of a text; `special` frames it as a document."""
+        ...
 
     def encode_batch(self, texts: list[str], *, special: bool = False, continued: bool = False) -> list[Encoding]:
         """One encoding per text. `continued` texts stand after a special token, not at the beginning of a document."""
         ...
 
-    def decode(self, ids: list[int]) -> str: ...
+    def decode(self, ids: list[int]) -> str:
+        """The text that ids spell; special tokens spell nothing."""
+        ...
 
     def save(self, folder: Path) -> None:
         """Writes what `AutoTokenizer.from_pretrained(folder)` loads."""

@@ -59,14 +59,9 @@ class Trained:
                 "train.prefix: trains nothing; write train.prefix.trainable=embeddings, or train.prefix.layers=1"
             )
 
-    def tables(self) -> list[nn.Parameter]:
-        """Embedding, head and the head's bias, a tied one once."""
-        found = [input_matrix(self.model), head_matrix(self.model), output_head(self.model).bias]
-        return list(dict.fromkeys(table for table in found if isinstance(table, nn.Parameter)))
-
     def _of_prefix(self, prefix: PrefixConfig) -> Iterator[nn.Parameter]:
         if prefix.trainable != "none":
-            yield from self.tables()
+            yield from tables_of(self.model)
         if prefix.layers:
             for block in block_list(self.model)[1][: prefix.layers]:
                 yield from block.parameters()
@@ -85,7 +80,7 @@ class Trained:
                     parameter.grad = None
         masked = self.masked or (prefix is not None and prefix.trainable == "non_overlapping_embeddings")
         self._held = []
-        for table in self.tables() if masked else ():
+        for table in tables_of(self.model) if masked else ():
             if table.grad is not None:
                 rows = self._rows_of(table)
                 table.grad.mul_(rows)
@@ -107,6 +102,12 @@ class Trained:
             mesh = table.device_mesh
             return DTensor.from_local(rows, mesh, [Replicate()] * mesh.ndim, run_check=False)
         return rows
+
+
+def tables_of(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Embedding, head and the head's bias, a tied one once."""
+    found = [input_matrix(model), head_matrix(model), output_head(model).bias]
+    return list(dict.fromkeys(table for table in found if isinstance(table, nn.Parameter)))
 
 
 def _no_rows(key: str, rows: Tensor | None) -> UserError:

@@ -59,6 +59,7 @@ class Initializer:
 
 
 INITIALIZERS: dict[str, Initializer] = {}
+"""Every initialiser by its name; what a file of this folder registers."""
 
 
 def initializer(*, copies: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

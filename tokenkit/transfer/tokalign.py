@@ -20,7 +20,7 @@ from tokenkit.transfer.token_vectors import (
     Sums,
     TokenVectors,
     known_sources,
-    nearest,
+    nearest_mixed,
     sums_of,
     unit,
     vectors_of_tokens,
@@ -60,8 +60,7 @@ def tokalign(
         among = known_sources(old.vectors, source_tokenizer, plan)
         relative_new = unit(new.vectors[rows] @ new.vectors[shared[0]].T)
         relative_old = unit(old.vectors[among] @ old.vectors[shared[1]].T)
-        found = nearest(relative_new, relative_old, neighbours)
-        return sums_of([(rows[part], (cosines / temperature).softmax(1), among[ids]) for part, cosines, ids in found])
+        return nearest_mixed(rows, relative_new, among, relative_old, neighbours, temperature)
 
     found = texts.once(("tokalign", plan, pivots, neighbours, temperature, how), make)
     return pieces_mixture(source, plan, side, seed=seed).replaced(*found)

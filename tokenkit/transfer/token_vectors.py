@@ -269,6 +269,19 @@ def _ngrams(spelling: bytes) -> list[bytes]:
     return found or [spelling] * bool(spelling)
 
 
+def nearest_mixed(
+    rows: Int64[ndarray, "N"],
+    wanted: Float[Tensor, "N E"],
+    among: Int64[ndarray, "A"],
+    given: Float[Tensor, "A E"],
+    neighbours: int,
+    temperature: float,
+) -> "Sums":
+    """Each target row as the softmax of cosines / temperature over its nearest source rows; `among` are their ids."""
+    found = nearest(wanted, given, neighbours)
+    return sums_of([(rows[part], (cosines / temperature).softmax(1), among[ids]) for part, cosines, ids in found])
+
+
 def _sparse(rows: ndarray, columns: ndarray, values: ndarray, shape: tuple[int, int]) -> Tensor:
     places = torch.from_numpy(np.stack([rows, columns]).astype(np.int64))
     found = torch.sparse_coo_tensor(places, torch.from_numpy(values).float(), shape, check_invariants=False)

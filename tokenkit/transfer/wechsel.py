@@ -23,8 +23,7 @@ from tokenkit.transfer.token_vectors import (
     Learning,
     Sums,
     known_sources,
-    nearest,
-    sums_of,
+    nearest_mixed,
     vectors_by_bytes,
     vectors_of_tokens,
 )
@@ -59,8 +58,7 @@ def wechsel(
             old = turned(vectors_of_tokens(texts, source_tokenizer, how).vectors, new, plan.anchors)
         rows = plan.free[new[plan.free].any(1).numpy()]
         among = known_sources(old, source_tokenizer, plan)
-        found = nearest(new[rows], old[among], neighbours)
-        return sums_of([(rows[part], (cosines / temperature).softmax(1), among[ids]) for part, cosines, ids in found])
+        return nearest_mixed(rows, new[rows], among, old[among], neighbours, temperature)
 
     found = texts.once(("wechsel", plan, space, neighbours, temperature, how), make)
     return pieces_mixture(source, plan, side, seed=seed).replaced(*found)

@@ -103,7 +103,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: holds no object")
+        raise UserError(f"{path}: holds no object; take the file that the run wrote")
     return value
 
 

@@ -270,7 +270,7 @@ def measurement(
     """A function that measures a model as it stands; beside a teacher of the same tokenizer also how alike they are."""
 
     def measure() -> dict[str, float]:
-        options = config.model_dump(include={"context_tokens", "stride_tokens", "batch_tokens"})
+        options = config.windows()
         with whole_precision(*(one.model for one in [*views_of(view), *views_of(teacher)])):
             found = {"bits_per_byte": view.whole(lambda: bits_per_byte(view, tokenizer, held_out, **options).value)}
             if teacher is not None:

@@ -18,6 +18,7 @@ from tokenkit.version import __version__
 def report_of(
     run: DistillRun, sides: Sides, held_out: list[str], results: dict[str, Any], zero_shot_samples: list[str]
 ) -> Report:
+    """What the page of a distillation shows: figures, curves, texts before and after."""
     group, label = student_name(run, sides), " + ".join(results["losses"])
     kind = results["losses"][0] if results["losses"] in (["clm"], ["alm"]) else "trained"
     first = f"zero-shot {run.transfer.initializer}" if sides.transfer else "before"

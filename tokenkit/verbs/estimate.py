@@ -89,8 +89,13 @@ def _commented(estimate: Callable[[], Estimate], train: TrainConfig | None, name
     return "".join(f"# {name}{line}\n" for line in lines)
 
 
-def estimate_distill(run: DistillRun, rates: Rates | None = None, place: Place | None = None) -> Estimate:
-    """What a run of `tokenkit distill` takes; UserError where a configuration or a tokenizer is not to be had."""
+def estimate_distill(
+    run: DistillRun, rates: Rates | None = None, place: Place | None = None, *, other_way: bool = True
+) -> Estimate:
+    """What a run of `tokenkit distill` takes; UserError where a configuration or a tokenizer is not to be had.
+
+    `other_way`: also what activations would take with gradient_checkpointing the other way, for as much time again.
+    """
     place = place or _here(run.train)
     choices, shape = teachers_of(run), student_config(run)
     shapes = [config_of(choice) for choice in choices]  # before anything that may ask the hub
@@ -102,7 +107,8 @@ def estimate_distill(run: DistillRun, rates: Rates | None = None, place: Place |
     needs = {side: _needs(objective, side) for side in ("student", "teacher")}
     layout = _layout(run.train, has_shared_body(run))
     with without_memory(place.device):
-        students = [empty_student(run, shape, target, checkpointing=on) for on in _ways(run.train)]
+        ways = _ways(run.train)[: 2 if other_way else 1]
+        students = [empty_student(run, shape, target, checkpointing=on) for on in ways]
         teachers = [empty_model(one, run.train) for one in shapes]
         if any("attentions" in names for names in needs.values()):
             for one in (*students, *teachers):
@@ -206,7 +212,7 @@ def _whole(
 
     The most is held either while layers compute, or at the end, when tables and their gradients are.
     """
-    shards, (own, other) = layout.processes, spent
+    shards, own = layout.processes, spent[0]
     weights, moments = parameter_bytes(student) // shards, optimizer_bytes(student, train.optimizer) // shards
     gradients = parameter_bytes(student, trained=True) // shards
     during, at_end = gathered_bytes(student, layout)
@@ -226,7 +232,7 @@ def _whole(
         gathered=max(during, at_end),
         peak=weights + moments + teacher + max(own.peak_bytes + during, ended),
         host=0,
-        other_kept=other.kept_bytes,
+        other_kept=spent[-1].kept_bytes,
     )
 
 

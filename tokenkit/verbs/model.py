@@ -93,6 +93,19 @@ def load_pair(
     return model, tokenizer
 
 
+def whole_only(choice: ModelChoice) -> str | None:
+    """Why a model has to be in memory to be given other rows; None where its weights can go from file to file."""
+    folder = Path(choice.source)
+    reasons = {
+        "model.adapter": choice.adapter is not None,
+        "model.delta": choice.delta is not None,
+        "model.trust_remote_code": choice.trust_remote_code,
+        "an expanded model": (folder / EXPANSION).is_file(),
+        "a factorised model": (folder / FACTORISED).is_file(),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
 def refuse_quantized(choice: ModelChoice) -> None:
     """UserError where a model that is changed or trained is to be loaded in fewer bits."""
     if choice.quantize is not None:

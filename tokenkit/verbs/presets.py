@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tokenkit.config import UserError, build, override, read_run_file
@@ -199,3 +200,14 @@ def preset_table() -> list[list[str]]:
         counts = [f"{unique_parameters(model):,}" for model in preset_models(name)]
         rows.append([name, run.model.source, *counts, "no" if run.ternary is None else "yes"])
     return rows
+
+
+def presets_view() -> Table:
+    """The same for a terminal; the model's name may be folded, what one has to type may not."""
+    header, *rows = preset_table()
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    for name in header:
+        table.add_column(name, no_wrap=name != "model", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -16,6 +16,7 @@ from tokenkit.data.source import read_documents
 from tokenkit.data.stream import Rows
 from tokenkit.eval.bits_per_byte import EvalConfig, bits_per_byte
 from tokenkit.export.expanded import export_model
+from tokenkit.export.huggingface import drafted
 from tokenkit.models.attention import attention_of, check_attention, set_attention, whole_precision
 from tokenkit.models.factorised_view import FactorisedView, attach_factorised
 from tokenkit.models.latents import resize_and_init
@@ -43,6 +44,7 @@ from tokenkit.train.tasks.joint import JointBatches, JointTask
 from tokenkit.verbs.card import begin_card, finish_card
 from tokenkit.verbs.card_content import data_facts
 from tokenkit.verbs.device import pick_device
+from tokenkit.verbs.model import DTYPES
 
 
 class NewTokenizer(Config):
@@ -191,8 +193,7 @@ def _finished(run: PretrainRun, trained: _Trained) -> dict[str, Any]:
     trained.folder.sinks.close()
     results, target, task = trained.results, run.output / "model", trained.task
     if not target.exists():
-        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[run.export_dtype]
-        export_model(trained.model, trained.tokenizer, target, dtype=dtype)
+        export_model(trained.model, trained.tokenizer, target, dtype=DTYPES[run.export_dtype])
     if isinstance(task, JointTask):
         task.speller.save(run.output / "speller.safetensors")
         spelled = task.speller.exact(input_matrix(trained.model))
@@ -214,7 +215,8 @@ def _tokenizer(run: PretrainRun, documents: list[str]) -> Tokenizer:
     else:
         texts = _first(documents, choice.train.max_bytes)
         tokenizer = train_tokenizer(texts, choice.train.kind, choice.train.vocab_size)
-    tokenizer.save(kept)
+    with drafted(kept) as draft:  # a run that is killed here finds no half of it
+        tokenizer.save(draft)
     return tokenizer
 
 
@@ -286,7 +288,7 @@ def _task(run: PretrainRun, view: ModelView, tokenizer: Tokenizer, rows: Rows) -
 
 
 def _measure(run: PretrainRun, view: ModelView, tokenizer: Tokenizer, held_out: list[str]) -> Any:
-    options = run.eval.model_dump(include={"context_tokens", "stride_tokens", "batch_tokens"})
+    options = run.eval.windows()
 
     def measure() -> dict[str, float]:
         with whole_precision(view.model):

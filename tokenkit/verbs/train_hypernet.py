@@ -212,8 +212,7 @@ class HeldOut:
         return found
 
     def _measured(self, view: ModelView, tokenizer: Tokenizer) -> float:
-        options = self.config.model_dump(include={"context_tokens", "stride_tokens", "batch_tokens"})
-        return bits_per_byte(view, tokenizer, self.documents, **options).value
+        return bits_per_byte(view, tokenizer, self.documents, **self.config.windows()).value
 
 
 def _short(spec: TokenizerSpec, taken: Collection[str]) -> str:

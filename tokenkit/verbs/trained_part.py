@@ -9,13 +9,13 @@ from transformers import PreTrainedModel
 from tokenkit.config import UserError
 from tokenkit.models.adapter import read_adapter
 from tokenkit.models.expand import expansion_of
-from tokenkit.models.load import head_matrix, input_matrix, output_head
+from tokenkit.models.load import input_matrix
 from tokenkit.models.lora import attach_lora
 from tokenkit.models.lora_files import load_lora
 from tokenkit.models.lora_targets import whole_modules
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.train.schema import TrainConfig
-from tokenkit.train.trained import Trained, check_prefix
+from tokenkit.train.trained import Trained, check_prefix, tables_of
 from tokenkit.transfer.apply import TransferReport
 from tokenkit.transfer.new_rows import new_rows
 from tokenkit.verbs.distill_run import DistillRun
@@ -34,7 +34,7 @@ def choose_trained(model: PreTrainedModel, config: TrainConfig, *, shared_body: 
         else:
             attach_lora(model, **config.lora.model_dump(exclude={"begin"}), originals=shared_body)
     named = _saved_tables(model, config.lora.modules_to_save) if config.mode == "lora" else []
-    for table in _tables(model):
+    for table in tables_of(model):
         table.requires_grad_(config.embeddings != "none" or any(table is one for one in named))
 
 
@@ -84,11 +84,6 @@ def has_base(run: DistillRun, model: PreTrainedModel) -> bool:
     """Whether what was trained is adapters, and the model that they belong to is `model.source` as it lies there."""
     made_here = run.student is not None or run.model.adapter is not None or expansion_of(model) is not None
     return run.train.mode == "lora" and not made_here
-
-
-def _tables(model: PreTrainedModel) -> list[Tensor]:
-    found = (input_matrix(model), head_matrix(model), output_head(model).bias)
-    return [table for table in found if table is not None]
 
 
 def _saved_tables(model: PreTrainedModel, names: Sequence[str]) -> list[Tensor]:

@@ -11,8 +11,6 @@ from transformers import PreTrainedModel
 from tokenkit.config import Config, UserError
 from tokenkit.data.source import SourceConfig, read_documents
 from tokenkit.export.huggingface import export_huggingface, refuse_existing
-from tokenkit.models.factorised_view import FACTORISED
-from tokenkit.models.load import EXPANSION
 from tokenkit.tokenizers.base import Tokenizer, require_lossless
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.tokenizers.own import require_kept
@@ -205,19 +203,10 @@ def _known_rows(run: TransferRun) -> dict[str, Any]:
 
 def _streamable(run: TransferRun) -> tuple[Checkpoint | None, str]:
     """The checkpoint where its weights can go from file to file, else why they cannot."""
-    folder, model = Path(run.model.source), run.model
-    reasons = {
-        "in_memory=true": run.in_memory is True,
-        "model.adapter": model.adapter is not None,
-        "model.delta": model.delta is not None,
-        "model.trust_remote_code": model.trust_remote_code,
-        "an expanded model": (folder / EXPANSION).is_file(),
-        "a factorised model": (folder / FACTORISED).is_file(),
-    }
     checkpoint = None
-    why = next((reason for reason, holds in reasons.items() if holds), None)
+    why = "in_memory=true" if run.in_memory is True else whole_only(run.model)
     if why is None:
-        checkpoint = open_checkpoint(local_folder(model.source, model.revision))
+        checkpoint = open_checkpoint(local_folder(run.model.source, run.model.revision))
         stored = checkpoint.rows(checkpoint.tables.input).dtype
         if run.export_dtype is not None and DTYPES[run.export_dtype] != stored:
             why = f"export_dtype={run.export_dtype}"

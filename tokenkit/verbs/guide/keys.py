@@ -115,6 +115,7 @@ class Guide:
 
     @cached_property
     def named(self) -> dict[str, Key]:
+        """The keys by their names in the guide."""
         return {key.name: key for key in self.keys}
 
     @cached_property

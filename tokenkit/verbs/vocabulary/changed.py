@@ -10,8 +10,7 @@ from tokenkit.align.doctor_vocabulary import DIGITS, PARTIAL, SPACE, SYMBOLS, sc
 from tokenkit.config import Config, UserError
 from tokenkit.data.source import SourceConfig, describe, read_documents
 from tokenkit.export.huggingface import drafted, export_huggingface, refuse_existing
-from tokenkit.models.factorised_view import FACTORISED
-from tokenkit.models.load import EXPANSION, input_matrix
+from tokenkit.models.load import input_matrix
 from tokenkit.tokenizers.hf import HFTokenizer
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.tokenizers.spec import TokenizerSpec
@@ -152,9 +151,7 @@ def _parameters(moved: TransferReport, width: int, untied: bool) -> dict[str, in
 def _streamable(choice: ModelChoice, options: TransferSection) -> Checkpoint | None:
     """The checkpoint, where its weights can go from file to file."""
     needs = {need for side in SIDES for need in INITIALIZERS[options.choice().of(side)].needs}
-    folder = Path(choice.source)
-    special = (folder / EXPANSION).is_file() or (folder / FACTORISED).is_file()
-    if special or choice.trust_remote_code or "model" in needs:
+    if whole_only(choice) is not None or "model" in needs:
         return None
     return open_checkpoint(local_folder(choice.source, choice.revision))
 
