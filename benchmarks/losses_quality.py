@@ -130,7 +130,7 @@ class TrlStep:
         ).backward()  # fmt: skip
 
 
-def train(method: str, student: str, seed: int, steps: int, text_bytes: int) -> dict:
+def train(method: str, student: str, seed: int, steps: int, text_bytes: int, eval_at: list[int]) -> dict:
     """Bits per byte at some steps, and processor seconds up to each of them."""
     losses, balance_name = METHODS.get(method, ({"clm": {}}, "none"))
     run = run_of(student, losses, balance_name, seed, steps, text_bytes)
@@ -152,7 +152,7 @@ def train(method: str, student: str, seed: int, steps: int, text_bytes: int) -> 
     seconds, curve = 0.0, {}
     task.train_mode(True)
     for step in range(steps + 1):
-        if step in EVAL_AT or step == steps:
+        if step in eval_at or step == steps:
             task.train_mode(False)
             curve[step] = [measure()["bits_per_byte"], seconds]
             task.train_mode(True)
@@ -178,6 +178,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--text-bytes", type=int, default=1_000_000, help="a step reads 2,048 of them")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--eval-at", nargs="*", type=int, default=EVAL_AT, help="and after the last one")
     parser.add_argument("--equal-time", action="store_true")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--plot", type=Path)
@@ -222,7 +223,7 @@ def run_all(options: argparse.Namespace, equal_time: bool) -> None:
                 continue
             if equal_time and steps >= options.steps:
                 continue  # as fast as CLM: the run of equal steps is the answer
-            found = train(method, options.student, seed, steps, options.text_bytes)
+            found = train(method, options.student, seed, steps, options.text_bytes, options.eval_at)
             path.with_suffix(".tmp").write_text(json.dumps(found))
             path.with_suffix(".tmp").rename(path)
             print(
@@ -298,7 +299,7 @@ def write_claim(options: argparse.Namespace) -> None:
 def table(folder: Path) -> str:
     """Bits per byte, mean and standard deviation over the seeds, at equal steps and at equal time."""
     longest = max(run["steps"] for run in read(folder, "steps", "CLM"))
-    marks = sorted({*(step for step in EVAL_AT if 0 < step < longest), longest})
+    marks = sorted({int(step) for step in read(folder, "steps", "CLM")[0]["curve"]} - {0})
     lines = [
         "| objective | "
         + " | ".join(f"step {step}" for step in marks)

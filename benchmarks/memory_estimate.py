@@ -4,10 +4,13 @@
 
 Every run is a process of its own, on one thread, or two that share it. Its memory is the highest resident size while it
 trains, less that of the process it is forked from, after runs of a tiny model, also to bytes, when everything is
-imported; its time is the CPU time of a step, the median of all but the first. Models: the embedded one (4.3 million
-weights), a random Llama and a random GPT-2 of 34 million, and Llamas of four layers of growing width.
+imported. The C library is told to give back what is freed: by itself it keeps it, so that what a process takes depends
+on what it did before (`--keep` leaves it so). A run's time is the CPU time of a step, the median of all but the first.
+Models: the embedded one (4.3 million weights), a random Llama and a random GPT-2 of 34 million, and Llamas of four
+layers of growing width.
 """
 
+import ctypes
 import gc
 import json
 import os
@@ -63,6 +66,8 @@ SHAPES |= {
     for width, layers in WIDTHS.items()
 }
 SHAPES["large"] = {**SHAPES["width 2048"], "num_hidden_layers": 8}
+KEPT = "--keep" in sys.argv
+TRIM_THRESHOLD, MAP_THRESHOLD = -1, -3  # of mallopt
 LARGE = 1024  # a width from which two steps are enough
 KL, ALM = {"forward_kl": {}}, {"alm": {}}
 CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
@@ -147,6 +152,14 @@ def run_of(folder: Path, name: int | str, source: str, train: dict[str, Any], mo
     return found
 
 
+def give_back() -> None:
+    """From here on every block of 64 KiB or more is a mapping of its own, which goes when it is freed (glibc)."""
+    library, size = ctypes.CDLL(None), 1 << 16
+    for option in (TRIM_THRESHOLD, MAP_THRESHOLD):
+        library.mallopt(option, size)
+    library.malloc_trim(0)
+
+
 def measured(values: dict[str, Any], count: int = 1) -> tuple[int, float]:
     """Bytes above what is imported, and CPU seconds of a step, of a run in a process; of several, the first."""
     reader, writer = os.pipe()
@@ -190,6 +203,8 @@ def _run(values: dict[str, Any]) -> tuple[int, list[float]]:
 
     loop._step = timed
     gc.collect()
+    if not KEPT:
+        give_back()
     before = resident_bytes()
     distill(build(DistillRun, values), quiet=True)
     return before, sorted(seconds[1:])
@@ -226,4 +241,4 @@ def main(folder: Path, *parts: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    main(Path(sys.argv[1]), *(word for word in sys.argv[2:] if word != "--keep"))

@@ -25,19 +25,25 @@ SHARED = Path(os.environ.get("TOKENKIT_SHARED", ROOT.parent / "shared"))
 WORK = "outputs/bench"
 COMMANDS = {
     "alignment": "benchmarks/alignment_throughput.py --kilobytes 300 --repeats 5",
-    "transplant": "benchmarks/tokensurgeon.py gpt2:smollm2 --width 64 --repeats 3 "
+    "transplant": "benchmarks/tokensurgeon.py llama2:mistral_v1 --width 64 --repeats 3 "
     "--commands tokenkit-fvt mergekit-subword tokenkit-omp mergekit-omp",
-    "losses": f"benchmarks/losses_quality.py --output {WORK}/losses --steps 100 --seeds 0 1 --methods",
-    "training": "-m benchmarks.trl_training --settings small --repeats 3 --steps 3",
-    "memory": "-m benchmarks.token_scores --vocabularies 151665 --tokens 256",
-    "learned_tokenizer": f"benchmarks/learned_tokenizer_lm.py {WORK}/corpora {WORK}/learned_tokenizer --steps 200 "
+    "losses": f"benchmarks/losses_quality.py --output {WORK}/losses --steps 60 --seeds 0 1 --eval-at --methods",
+    "training": "-m benchmarks.trl_training --settings small --repeats 3 --steps 2 --ways",
+    "memory": "-m benchmarks.token_scores --vocabularies 151665 --tokens 128",
+    "learned_tokenizer": f"benchmarks/learned_tokenizer_lm.py {WORK}/corpora {WORK}/learned_tokenizer --steps 120 "
     "--only learned bpe word",
-    "ternary": "benchmarks/ternary_llama_cpp.py --steps 60 --architectures llama --generated 24 --repeats 3 "
+    "ternary": "benchmarks/ternary_llama_cpp.py --steps 60 --architectures llama --generated 48 --repeats 5 "
     "--types f16 q8_0 tq1_0 tq2_0",
     "evaluation": "benchmarks/lm_eval_parity.py --shared {shared} --limit 20 --repeats 3 "
     "--tasks arc_easy piqa boolq gsm8k",
 }
-METHODS = ["CLM", "GOLD + CLM", "ULD + CLM", "ALM", "ALM + CLM", "TRL ULDLoss + CE", "TRL ULDLoss hybrid + CE"]
+ROWS_OF = {  # the last option's words, which have spaces
+    "losses": ["CLM", "GOLD + CLM", "ULD + CLM", "ALM", "ALM + CLM", "TRL ULDLoss + CE", "TRL ULDLoss hybrid + CE"],
+    "training": [
+        *("CLM", "JSD", "ULD", "GOLD", "ALM"),
+        *("SFTTrainer", "GKDTrainer", "GOLDTrainer, ULD", "GOLDTrainer, hybrid"),
+    ],
+}
 NEEDS_NO_DATA = ("ternary",)
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 QUIET = {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "TRANSFORMERS_VERBOSITY": "error"}
@@ -47,7 +53,7 @@ def words_of(claim: str) -> list[str]:
     """The words behind `python` that measure a claim."""
     shared = os.path.relpath(SHARED, ROOT)
     words = COMMANDS[claim].format(shared=shared).split()
-    return [*words, *METHODS] if claim == "losses" else words
+    return [*words, *ROWS_OF.get(claim, [])]
 
 
 def missing(claim: str, environment: dict[str, str]) -> str | None:

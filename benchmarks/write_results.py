@@ -36,7 +36,8 @@ def write_results(folder: Path) -> None:
         if not end:
             sys.exit(f"{PAGE.name}: the mark {END!r} is missing")
     else:
-        before, after = "", "\n\n" + text
+        before, heading, after = text.partition("\n## ")  # behind what the page says of itself
+        before, after = before + "\n", "\n" + heading + after
     PAGE.write_text(before + written + after, "utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Two tokenizers of one's own: `Endings`, by a rule in Python, and `numbers_apart`, which code writes and anybody loads."""
+"""Tokenizers of one's own: `Endings`, by a rule in Python, and `numbers_apart`, written by code, loaded by anybody."""
 
 import re
 

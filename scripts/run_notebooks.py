@@ -49,6 +49,7 @@ def executed(path: Path, folder: Path, timeout: int = 600) -> NotebookNode:
         kernel_name=KERNEL["name"],
         resources={"metadata": {"path": str(folder)}},
         allow_errors=False,
+        extra_arguments=["--log-level=ERROR"],  # it warns that ports of the loopback device are not encrypted
     )
     client.execute(env={**os.environ, **QUIET, "IPYTHONDIR": str(folder / ".ipython")})
     return cleaned(notebook)

@@ -31,6 +31,7 @@ LAYERS = {
     "cli_vocabulary": 15,
     "cli_transfer": 15,
     "cli_sweep": 15,
+    "cli_report": 15,
     "cli": 16,
     "cli_guide": 17,
 }

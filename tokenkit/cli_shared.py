@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from tokenkit.config import Config, UserError, dump_yaml, resolved
+from tokenkit.train.torchrun import rank, started
 
 Words = Annotated[
     list[str] | None,
@@ -41,14 +41,9 @@ class Verbs(TyperGroup):
 SPREAD = ("distill", "pretrain", "train-hypernet", "tokenizer pretrain")  # what several processes do together
 
 
-def rank() -> int:
-    """The number of this process among those that `torchrun` started; 0 without it."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def check_processes(words: Sequence[str]) -> None:
     """UserError where `torchrun` started several processes of what one process does."""
-    count = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    count = started()
     asked = "--help" in words or "--dry-run" in words
     if count > 1 and not asked and not any(" ".join(words).startswith(name) for name in SPREAD):
         what = next((word for word in words), "this")

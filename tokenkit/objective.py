@@ -47,7 +47,7 @@ def _section(entry: Loss) -> type[LossConfig]:
     options: dict[str, Any] = {name: (p.annotation, p.default) for name, p in entry.options.items()}
     validators: dict[str, Any] = {}
     if entry.presets:
-        options["preset"] = (Literal[tuple(entry.presets)] | None, None)  # pyrefly: ignore [invalid-literal]
+        options["preset"] = (Literal[tuple(entry.presets)] | None, None)  # pyrefly: ignore [invalid-literal] (its names)
         validators["fill"] = model_validator(mode="before")(lambda values: _with_preset(entry, values))
     return create_model(
         f"{entry.name}_options", __base__=LossConfig, __doc__=entry.paper, __validators__=validators, **options

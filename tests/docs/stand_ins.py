@@ -47,7 +47,7 @@ MINIMAL = {  # what a run file of the verb needs at least; a yaml block of a pag
     },
     "transfer": {"output": "outputs/from_block", "model": {"source": "FOLDER"}, "target_tokenizer": "byte"},
     "eval": {"model": {"source": "FOLDER"}, "eval": {"source": {"path": "held_out.txt", "max_bytes": 300}}},
-    "synthesize": {"output": "outputs/from_block", "model": {"source": "FOLDER"}},
+    "synthesize": {"output": "outputs/from_block", "teacher": {"source": "FOLDER"}, "samples": 2},
 }
 CHOICES = ("losses", "source", "mixture")  # sections that a block replaces whole
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     BitNetConfig,
     BitNetForCausalLM,
@@ -43,7 +43,6 @@ from tokenkit.models.load import head_matrix, input_matrix, load_model
 from tokenkit.models.lora import attach_lora
 from tokenkit.models.sub_norm import measured_gains, output_places
 from tokenkit.models.ternary import TernaryConfig, attach_ternary, set_strength, strength_at
-from tokenkit.models.ternary_watch import TernaryWatch
 from tokenkit.models.view import ModelView
 from tokenkit.tokenizers.load import load_tokenizer
 
@@ -389,44 +388,3 @@ def test_200_steps_with_an_int8_backward_pass_learn_as_much() -> None:
     assert exact < 2  # it begins at 4.6; what is random leaves 0.8
     for backward in ("saved_int8", "int8"):
         assert learnt(backward, 200) == pytest.approx(exact, rel=0.02)
-
-
-def test_a_watch_counts_trits_flips_and_drift() -> None:
-    model = llama()
-    attach_ternary(model, plain())
-    watch = TernaryWatch(model)
-    first = watch.measure(0)
-    assert first["ternary/minus"] + first["ternary/zero"] + first["ternary/plus"] == pytest.approx(1)
-    assert first["ternary/gamma_drift"] == 0
-    assert first["ternary/strength"] == 1
-    assert "ternary/flips" not in first
-    assert watch.measure(10)["ternary/flips"] == 0
-    layer = ternary_layers(model)["model.layers.0.mlp.up_proj"]
-    trits, _ = layer.trits()
-    with torch.no_grad():
-        layer.weight.neg_()  # every trit that is not 0 flips
-        ternary_layers(model)["model.layers.0.mlp.down_proj"].weight.mul_(3)
-    values = watch.measure(30)
-    flipped = (trits != 0).sum().item() / (2 * (4 * 32 * 32 + 3 * 32 * 48))
-    assert values["ternary/flips"] == pytest.approx(flipped)
-    assert values["ternary/flips_per_100_steps"] == pytest.approx(flipped * 5)
-    assert values["ternary/gamma_drift"] == pytest.approx(2 / 14)
-    assert (values["ternary/dead_layers"], watch.warnings()) == (0, [])
-
-
-def test_a_watch_names_layers_that_have_gone_dead() -> None:
-    model = llama()
-    attach_ternary(model, plain())
-    watch = TernaryWatch(model)
-    with torch.no_grad():
-        model.model.layers[0].mlp.up_proj.weight.zero_()
-        model.model.layers[1].mlp.up_proj.weight.zero_()[0, 0] = 1.0
-    assert watch.measure(5)["ternary/dead_layers"] == 1
-    warnings = watch.warnings()
-    assert len(warnings) == 2
-    assert warnings[0].startswith(
-        "ternary: model.layers.0.mlp.up_proj: all of its weights are 0; lower train.optimizer"
-    )
-    assert "model.layers.1.mlp.up_proj: 99.9% of its weights" in warnings[1]
-    with pytest.raises(UserError, match="no ternary layers to watch"):
-        TernaryWatch(nn.Linear(2, 2))

@@ -78,7 +78,7 @@ def test_a_save_that_writes_another_tokenizer_is_found_out(tmp_path):
     other = other.replace("__([bytes([byte]) for byte in range(256)])", "__([bytes([b % 256]) for b in range(512)])")
     head = "from tokenkit.tokenizers.bytelevel import ByteTokenizer\n"
     tokenizer = load_tokenizer(written(tmp_path, head + other + save))
-    with pytest.raises(UserError, match="what save.. wrote gives other ids for 'The cat"):
+    with pytest.raises(UserError, match=r"what save.. wrote gives other ids for 'The cat"):
         require_kept(tokenizer, load_tokenizer)
     require_kept(load_tokenizer(written(tmp_path, head + BYTES + save)), load_tokenizer)
 

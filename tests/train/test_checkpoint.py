@@ -1,5 +1,6 @@
 """A checkpoint is whole or not there; resumed equals never stopped, bit for bit."""
 
+import hashlib
 import json
 import os
 import signal
@@ -8,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tokenkit.config import UserError, build
 from tokenkit.train import shards
@@ -103,6 +104,17 @@ def test_other_parameters_are_refused(tmp_path):
     saved(tmp_path, parameters, optimizer, Progress(1))
     with pytest.raises(UserError, match="trained other parameters than this run does, w for one"):
         loaded(tmp_path, {"b": parameters["b"]}, optimizer)
+
+
+def test_another_optimizers_state_is_refused_in_one_line(tmp_path):
+    parameters, optimizer = trained()
+    folder = saved(tmp_path, parameters, optimizer, Progress(1))
+    file, manifest = folder / "optimizer.safetensors", json.loads((folder / "manifest.json").read_text("utf-8"))
+    save_file({f"{name}[": tensor for name, tensor in load_file(file).items()}, file)
+    manifest[file.name] = {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(UserError, match=r"trained with an optimizer state called .*; use a new output"):
+        loaded(tmp_path, *trained(1))
 
 
 def test_the_learning_rate_by_hand():

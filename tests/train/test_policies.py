@@ -23,6 +23,7 @@ from tokenkit.train.balance import build_balance
 from tokenkit.train.diagnosis import Diagnosis
 from tokenkit.train.loop import Interrupted
 from tokenkit.train.optimizer import build_optimizer
+from tokenkit.train.scaler import Guard
 from tokenkit.train.schema import OptimizerConfig
 from tokenkit.verbs.distill import distill
 
@@ -269,6 +270,14 @@ def test_diagnosis_by_hand():
     again.look([toy.forward], ONES)
     assert again.values()["gradient_opposed/main/aux"] == pytest.approx(1 / 3)
     assert all(parameter.grad is None for parameter in toy.trained)
+
+
+def test_diagnosis_does_not_see_what_half_precision_multiplies_with():
+    toy, guard = Quadratics("none", (3.0, 4.0), (-4.0, 2.0)), Guard(torch.device("cpu"), scaling=True)
+    plain, scaled = Diagnosis(toy.trained, list(ONES)), Diagnosis(toy.trained, list(ONES))
+    plain.look([toy.forward], ONES)
+    scaled.look([lambda: {name: guard.scaled(share) for name, share in toy.forward().items()}], ONES, guard.scale)
+    assert scaled.values() == plain.values()  # the factor is a power of two
 
 
 def test_the_noise_scale_is_that_of_gradients_of_known_spread():

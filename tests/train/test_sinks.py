@@ -142,6 +142,7 @@ def test_a_sink_that_fails_is_left_out_and_the_run_goes_on(tmp_path, monkeypatch
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: sys)
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     folder = RunFolder(tmp_path / "run", Sinks(["tensorboard"]))
     folder.claim(RUN, resume=False)
     log(folder, 1)

@@ -1,7 +1,7 @@
 """Estimates for devices and processes that are not here: shares, traffic, and the page that the script writes."""
 
-import importlib.util
 import os
+import runpy
 from pathlib import Path
 
 import pytest
@@ -116,11 +116,9 @@ def test_a_device_that_is_not_known_and_one_that_nothing_is_asked_of(tokenkit, t
 def test_the_page_says_what_the_estimate_says_now(tmp_path):
     if not (SHARED / "data").is_dir():
         pytest.skip("the shared tokenizers are not here")
-    spec = importlib.util.spec_from_file_location("write_scale", ROOT / "scripts" / "write_scale.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    row = next(row for row in script.ROWS if row[0] == "7B, full, bytes, one GPU")
-    script.write_shape("7b", tmp_path)
-    page = script.PAGE.read_text("utf-8")
-    for line in script.estimated(row, tmp_path):
+    script = runpy.run_path(str(ROOT / "scripts" / "write_scale.py"))
+    row = next(row for row in script["ROWS"] if row[0] == "7B, full, bytes, one GPU")
+    script["write_shape"]("7b", tmp_path)
+    page = script["PAGE"].read_text("utf-8")
+    for line in script["estimated"](row, tmp_path):
         assert line in page

@@ -159,12 +159,12 @@ def _same_draws() -> Iterator[None]:
     try:
         with torch.random.fork_rng(devices=[]):
             random.seed(SEED)
-            np.random.seed(SEED)  # noqa: NPY002
+            np.random.seed(SEED)  # noqa: NPY002 (theirs)
             torch.manual_seed(SEED)
             yield
     finally:
         random.setstate(kept)
-        np.random.set_state(kept_numpy)  # noqa: NPY002
+        np.random.set_state(kept_numpy)  # noqa: NPY002 (theirs)
 
 
 def _imported(package: str) -> ModuleType:

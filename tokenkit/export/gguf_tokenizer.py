@@ -191,7 +191,8 @@ def _pre(definition: Definition, name: str) -> str:
         if found is not None and (wanted == whole_words or _reached_by_merges(definition)):
             return found
     raise UserError(
-        f"{name}: llama.cpp merges words of this split otherwise (ignore_merges={whole_words}); export format=huggingface"
+        f"{name}: llama.cpp merges words of this split otherwise (ignore_merges={whole_words}); "
+        "export format=huggingface"
     )
 
 

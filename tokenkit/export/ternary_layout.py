@@ -107,7 +107,8 @@ def _one_epsilon(norms: Mapping[str, nn.RMSNorm]) -> float:
     found = {norm.eps for norm in norms.values()}
     if len(found) > 1 or None in found:
         raise UserError(
-            f"ternary norms with epsilons {sorted(map(str, found))}; transformers keeps one for all: export format=latent"
+            f"ternary norms with epsilons {sorted(map(str, found))}; transformers keeps one for all: "
+            "export format=latent"
         )
     return float(found.pop() or 0.0)
 
@@ -187,5 +188,6 @@ def _check_places(layout: Layout) -> None:
     missing = sorted(wanted.keys() - found.keys() - tied)
     if missing:
         raise UserError(
-            f"{missing[0]}: transformers' {kind} has it and this model does not; export format=latent, which packs nothing"
+            f"{missing[0]}: transformers' {kind} has it and this model does not; export format=latent, which packs "
+            "nothing"
         )

@@ -252,7 +252,7 @@ class Factorised(nn.Module):
         try:
             with safe_open(path, "pt") as file:
                 shape = OpenShape.model_validate_json((file.metadata() or {})["shape"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             found = cls(shape, tensors["inputs"].shape[1])
             found.to(tensors["inputs"].dtype).load_state_dict(tensors)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -75,7 +75,7 @@ def load_plugin(path: Path) -> Plugin:
         raise UserError(f"{path}, line {error.lineno}: not valid Python: {error.msg}") from None
     except UserError as error:
         raise UserError(f"{path}, line {_line(error, path)}: {error}") from None
-    except Exception as error:
+    except Exception as error:  # the user's own code may raise anything
         what = " ".join(str(error).split()) or "no message"
         raise UserError(f"{path}, line {_line(error, path)}: {type(error).__name__}: {what}") from None
     finally:

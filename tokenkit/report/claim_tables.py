@@ -1,5 +1,6 @@
 """Results of benchmarks as tables for a terminal and for Markdown, and as one picture for each claim."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def machine_words(machine: Machine) -> str:
 def claim_markdown(claim: Claim, picture: str | None) -> str:
     """A section of docs/results.md."""
     versions = ", ".join(f"{name} {version}" for name, version in claim.versions.items())
-    lines = [f"## {claim.title}", "", claim.sentence, "", f"`{claim.command}`", ""]
+    lines = [f"## {claim.title}", "", *textwrap.wrap(claim.sentence, 125), "", f"`{claim.command}`", ""]
     lines += [f"{machine_words(claim.machine)}; {claim.date}; {versions}.", ""]
     lines += ["| " + " | ".join(HEADER) + " | repeats |", "|---|---|---|---:|---:|---|---:|"]
     lines += ["| " + " | ".join([*cells(row), str(row.repeats)]) + " |" for row in claim.rows]

@@ -266,7 +266,7 @@ def _plain(value: Any) -> str:
 def _outputs(texts: Mapping[tuple[str, str], Sequence[str]], count: int) -> list[Output]:
     """What stands under a prompt, with the runs that it is of where not all say it."""
     return [
-        Output(label=label if len(runs) == count else f"{label} · {', '.join(runs)}", text=text)
+        Output(label=label if len(runs) == count or runs == [label] else f"{label} · {', '.join(runs)}", text=text)
         for (label, text), runs in texts.items()
     ]
 

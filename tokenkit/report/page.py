@@ -1,6 +1,6 @@
 """One self-contained HTML page per run folder, made from its data alone."""
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ JOINER = "\N{ZERO WIDTH JOINER}"  # without it a family of emoji falls apart
 Shown = tuple[Aligned, str, list[ShownChunk]]
 
 
+@cache  # compiling them takes longer than filling them in
 def page_templates() -> jinja2.Environment:
     """What renders the pages of this folder: everything escaped, nothing undefined."""
     templates = jinja2.Environment(

@@ -11,7 +11,7 @@ from typing import Any
 from tokenkit.config import UserError, read_run_file
 from tokenkit.models.count import inventory_of
 from tokenkit.models.load import BASE
-from tokenkit.report.content import REPORT, Bar, Report, read_report
+from tokenkit.report.content import REPORT, Bar, Kind, Report, read_report
 from tokenkit.report.curves import Point, read_metrics
 
 RESULTS, RUN_FILE, METRICS, PROVENANCE = "results.json", "run.yaml", "metrics.jsonl", "provenance.json"
@@ -41,7 +41,8 @@ class FinishedRun:
             return self.report.bars
         before, after = (self.results.get(f"{name}bits_per_byte") for name in ("zero_shot_", "trained_"))
         after = after if after is not None else self.results.get("bits_per_byte")
-        found = [("teacher", self.results.get("teacher_bits_per_byte")), ("zero_shot", before), ("trained", after)]
+        teacher = self.results.get("teacher_bits_per_byte")
+        found: list[tuple[Kind, float | None]] = [("teacher", teacher), ("zero_shot", before), ("trained", after)]
         return tuple(
             Bar(group="–", label=self.objective, kind=kind, bits_per_byte=value)
             for kind, value in found

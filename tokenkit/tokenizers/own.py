@@ -184,8 +184,8 @@ def require_kept(tokenizer: Tokenizer, load: Callable[[str], Tokenizer]) -> None
         for text in PROBES:
             if again.encode(text).ids.tolist() != tokenizer.encode(text).ids.tolist():
                 raise UserError(
-                    f"tokenizer {tokenizer.name!r}: what save() wrote gives other ids for {text[:40]!r}; a student's tokenizer "
-                    "has to load without your code"
+                    f"tokenizer {tokenizer.name!r}: what save() wrote gives other ids for {text[:40]!r}; a student's "
+                    "tokenizer has to load without your code"
                 )
 
 

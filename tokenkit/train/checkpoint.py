@@ -287,9 +287,9 @@ def find_damage(path: Path) -> str | None:
 def _restore(path: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> Progress:
     try:
         put_parameters(parameters, Shards(path, "model"))
+        put_optimizer(parameters, optimizer, Shards(path, "optimizer"))
     except ValueError as error:
         raise UserError(f"{path}: trained {error}; use a new output") from None
-    put_optimizer(parameters, optimizer, Shards(path, "optimizer"))
     return Progress.of(json.loads((path / "progress.json").read_text("utf-8")))
 
 

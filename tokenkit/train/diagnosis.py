@@ -30,13 +30,20 @@ class Diagnosis:
         self._sums: dict[str, float] = {}
         self._values: dict[str, float] = {}
 
-    def look(self, forwards: Sequence[Forward], weights: Mapping[str, float]) -> Sequence[Forward]:
-        """Looks at the gradients of a step before they are balanced; the microbatches, for the balance."""
+    def look(
+        self, forwards: Sequence[Forward], weights: Mapping[str, float], scale: Tensor | None = None
+    ) -> Sequence[Forward]:
+        """Looks at the gradients of a step before they are balanced; the microbatches, for the balance.
+
+        `scale` is what half precision has multiplied the gradients with.
+        """
         gradients, noise = LossGradients(self.parameters), _Microbatches(self.parameters, weights)
 
         def add(shares: dict[str, Tensor]) -> None:
             own = LossGradients(self.parameters)
             own.add(counted(shares, weights))
+            if scale is not None:
+                own.divide(scale)
             gradients.merge(own)
             if self.noise_scale:
                 noise.add(own.found)

@@ -1,12 +1,12 @@
 """The run folder: run.yaml, metrics.jsonl, checkpoints/, results. It belongs to one run and is never deleted."""
 
 import json
-import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenkit.config import UserError, differences, dump_yaml, parse_yaml
+from tokenkit.tokenizers.whole_file import write_whole
 from tokenkit.train.parallel import leads
 from tokenkit.train.sinks import Sinks
 
@@ -28,15 +28,8 @@ MAY_CHANGE = (
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or none: temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, "utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    """Writes a text as UTF-8, whole or not at all."""
+    write_whole(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:

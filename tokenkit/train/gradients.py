@@ -71,6 +71,12 @@ class LossGradients:
                 if gradient is not None:
                     own[number] = own[number] + gradient if number in own else gradient
 
+    def divide(self, by: Tensor) -> None:
+        """Divides all of them."""
+        for own in self.found.values():
+            for number, gradient in own.items():
+                own[number] = gradient / by
+
     def merge(self, other: "LossGradients") -> None:
         """Adds what another one has collected from the same parameters."""
         for name, theirs in other.found.items():

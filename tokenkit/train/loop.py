@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from types import FrameType
 
 from torch import Tensor
@@ -194,7 +195,8 @@ def _step(run: _Run, step: int) -> tuple[StepResult, Tensor, float]:
         batches = run.batches.at(step, config.accumulation, here.data_rank, here.data)
     seed = (config.seed * 1_000_003 + step) * 1_009  # one stream per step, whatever happened before it
     weights = task.objective.weights_at(step, config.horizon)
-    look = run.diagnosis.look if run.is_diagnosed(step + 1) else None
+    scale = guard.scale if guard.scaling else None
+    look = partial(run.diagnosis.look, scale=scale) if run.is_diagnosed(step + 1) else None
     beside = Beside(clock, run.noise, look, guard.scaled if guard.scaling else None)
 
     def gradients() -> StepResult:

@@ -70,7 +70,7 @@ class Combined(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         self._share()
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyrefly: ignore
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyrefly: ignore [bad-override] (torch overloads it)
         """A step of each."""
         loss = None
         if closure is not None:

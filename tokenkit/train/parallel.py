@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from tokenkit.config import UserError
 from tokenkit.train.schema import ParallelConfig
+from tokenkit.train.torchrun import rank, started
 
 Result = TypeVar("Result")
 DATA, MODEL, ALL = "data", "model", "all"
@@ -63,12 +64,7 @@ def leads() -> bool:
     """Whether this process is the one that writes files and talks."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank() == 0
-    return not started() or int(os.environ["RANK"]) == 0
-
-
-def started() -> int:
-    """Processes that `torchrun` started for this run; 0 where it was not started by it."""
-    return int(os.environ["WORLD_SIZE"]) if "WORLD_SIZE" in os.environ and "RANK" in os.environ else 0
+    return rank() == 0
 
 
 def layout(config: ParallelConfig) -> tuple[int, int]:
@@ -100,7 +96,7 @@ def processes(config: ParallelConfig, device: str) -> Iterator[Ranks]:
     mesh = init_device_mesh(device.partition(":")[0], (data, model), mesh_dim_names=(DATA, MODEL))
     _current.append(Ranks(data, model, mesh[DATA].get_local_rank(), mesh))
     leading, talk, level = leads(), sys.stdout, logging.getLogger().level
-    mute = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    mute = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (closed below, as long as the block)
     try:
         warnings.filterwarnings("ignore", "DTensor random operators may not have complete support", UserWarning)
         warnings.filterwarnings("ignore", "While redistributing from .* sequential all_reduce", UserWarning)
@@ -113,7 +109,7 @@ def processes(config: ParallelConfig, device: str) -> Iterator[Ranks]:
         if _all_here() and not leading:
             sys.exit(2)
         raise
-    except Exception as error:
+    except Exception as error:  # whatever it is, the others have to hear of it
         if isinstance(error, RuntimeError) and _is_loss(error):
             raise UserError(LOST) from None
         _all_here()  # a run that was asked to stop ends in all of them
@@ -174,7 +170,7 @@ def first(work: Callable[[], Result]) -> Result:
     refused, found = leaders((refused, found))
     if refused is not None:
         raise UserError(refused)
-    return found  # pyrefly: ignore [bad-return]
+    return found  # pyrefly: ignore [bad-return] (None only where the first process's work gives None)
 
 
 def everyone(value: Result) -> list[Result]:

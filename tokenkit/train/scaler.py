@@ -83,7 +83,7 @@ class Guard:
         numbers = torch.stack([torch.as_tensor(n, dtype=torch.float64).to(self.scale.device) for n in (loss, norm)])
         overflowed = total((~numbers.isfinite().all()).float()) > 0
         if honours_found_inf(optimizer):
-            optimizer.found_inf = overflowed.float()  # pyrefly: ignore
+            optimizer.found_inf = overflowed.float()  # pyrefly: ignore [missing-attribute] (torch reads it so)
             optimizer.step()
         elif not overflowed.item():
             optimizer.step()

@@ -11,6 +11,7 @@ from tokenkit.train.balance_schema import BalanceConfig
 from tokenkit.train.optimizer_schema import OptimizerConfig
 
 LOOKING_BACK = {"gradnorm", "fixed_ratio", "project_aux", "drop_conflict", "mgda", "cagrad"}  # at gradients
+BY_LENGTH = ("approx_gradmag", "gradmag", "gradclip")  # whose results go by how long a gradient is in itself
 
 
 class NoiseConfig(Config):
@@ -174,12 +175,20 @@ class LoopConfig(Config):
     def _splits(self) -> "LoopConfig":
         if self.accumulation > self.batch_size:
             raise UserError(
-                f"train.accumulation: {self.accumulation} microbatches cannot be cut from a batch of {self.batch_size}"
+                f"train.accumulation: {self.accumulation} microbatches cannot be cut from a batch of "
+                f"{self.batch_size}; write {self.batch_size} or less, or a larger train.batch_size"
             )
         if self.precision == "float16" and self.balance.method in LOOKING_BACK:
             raise UserError(
                 f"train.precision: float16 finds its scale by steps that overflow, and train.balance.method="
                 f"{self.balance.method} would remember their gradients; write bfloat16, or a balance of losses or steps"
+            )
+        if self.precision == "float16" and any(
+            word.strip().partition(":")[0] in BY_LENGTH for word in self.balance.method.split("+")
+        ):
+            raise UserError(
+                f"train.precision: float16 multiplies gradients until they are added up, and train.balance.method="
+                f"{self.balance.method} goes by their lengths; write bfloat16, or a balance of losses or steps"
             )
         if self.steps > self.horizon:
             raise UserError(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from tokenkit.config import UserError
+from tokenkit.train.torchrun import rank
 
 log = logging.getLogger(__name__)
 SinkName = Literal["tensorboard", "trackio", "wandb"]
@@ -131,7 +132,7 @@ class Sinks:
 
         Of several processes the first one alone writes.
         """
-        if not self.names or int(os.environ.get("RANK", "0")):
+        if not self.names or rank():
             return
         self.folder = folder / FOLDER
         self.folder.mkdir(exist_ok=True)

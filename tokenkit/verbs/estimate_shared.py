@@ -118,7 +118,7 @@ def _summed_states(
 ) -> float:
     if layout.model == 1:
         return 0.0
-    styles = [*plan_of(student, "train.parallel.model").values()]
+    styles = [*plan_of(student).values()]
     forward = sum(style in ROWS for style in styles)
     backward = sum(style in COLUMNS for style in styles)
     own = (forward * (2 if layout.checkpointing else 1) + backward) * len(block_list(student)[1])

@@ -24,7 +24,7 @@ from tokenkit.transfer.rows import Rows
 from tokenkit.transfer.shards import Checkpoint, local_folder, open_checkpoint
 from tokenkit.transfer.stream import Body, stream_transfer
 from tokenkit.verbs.device import pick_device
-from tokenkit.verbs.model import DTYPES, ExportType, ModelChoice, load_pair, refuse_quantized, stored_format
+from tokenkit.verbs.model import DTYPES, ExportType, ModelChoice, load_pair, refuse_quantized, stored_format, whole_only
 from tokenkit.verbs.transfer_streamed import (
     Writing,
     kept_template,

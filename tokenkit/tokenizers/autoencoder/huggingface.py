@@ -319,7 +319,7 @@ class FSQTokenizer(PreTrainedTokenizer):
         if options.get("return_length"):
             columns["length"] = [len(ids) for ids in columns["input_ids"]]
         values = {key: column if batched else column[0] for key, column in columns.items()}
-        return BatchEncoding(values, spans, return_tensors, prepend_batch_axis=not batched)  # pyrefly: ignore
+        return BatchEncoding(values, spans, return_tensors, prepend_batch_axis=not batched)  # pyrefly: ignore [bad-argument-type] (takes any sequence)
 
     def _encoded(self, texts: list[Any], options: dict[str, Any]) -> list[EncodedText]:
         whole = options.get("split_special_tokens", self.split_special_tokens)

@@ -36,7 +36,7 @@ class SavedModule(nn.Module):
                 if header.get("kind") != cls.__name__:
                     raise UserError(f"{path}: holds {header.get('kind', 'other weights')}, not a {cls.__name__}")
                 module = cls(**json.loads(header["options"]))
-                module.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+                module.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{path}: not a saved {cls.__name__} ({str(error).splitlines()[0]})") from None
         return module.eval()

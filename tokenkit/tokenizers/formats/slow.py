@@ -46,7 +46,8 @@ def read_vocabulary(path: Path, ids: dict[str, int], pattern: str | None = None)
         raise UserError(f"{path}: a vocabulary without its merges; put {merges_path.name} beside it")
     if min(ids.values()) < 0 or max(ids.values()) > 2 * len(ids) + 1024 or len(set(ids.values())) < len(ids):
         raise UserError(
-            f"{path}: ids from {min(ids.values())} to {max(ids.values())} for {len(ids)} tokens, so not one each; fetch the file again"
+            f"{path}: ids from {min(ids.values())} to {max(ids.values())} for {len(ids)} tokens, so not one each; "
+            "fetch the file again"
         )
     config = config_beside(path)
     added = _added_tokens(path, ids, config)

@@ -23,7 +23,7 @@ from tokenkit.transfer.apply import TransferReport, transfer_model
 from tokenkit.transfer.shards import Checkpoint, local_folder, open_checkpoint
 from tokenkit.transfer.stream import stream_transfer
 from tokenkit.verbs.device import pick_device
-from tokenkit.verbs.model import DTYPES, ModelChoice, load_pair, stored_format
+from tokenkit.verbs.model import DTYPES, ModelChoice, load_pair, stored_format, whole_only
 from tokenkit.verbs.transfer import SIDES, TransferSection
 from tokenkit.verbs.transfer_streamed import Writing, stoppable, write_streamed
 
