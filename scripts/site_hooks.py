@@ -1,7 +1,8 @@
 """What mkdocs does to a page of docs/ beyond Markdown, so that the same files read well on a code host.
 
 Links that leave docs/ have no place on the site, which knows no address of the repository: they become their text and
-the path. Comments for the test that runs the snippets go. A pipe in code in a table is escaped for code hosts, and bare for Python-Markdown.
+the path. Comments for the test that runs the snippets go. A pipe in code in a table is escaped for code hosts, and bare
+for Python-Markdown.
 """
 
 import re

@@ -23,13 +23,14 @@ from tokenkit.verbs.guide.page import guide_page
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+GUIDE_PAGE = DOCS / "guide_keys.md"
 HAND = "Written by `make docs` from the code; do not edit."
 TOP = "tokenkit"  # the page of the modules that stand alone
 
 
 def pages() -> dict[Path, str]:
     """Every page that is written from the code, and what stands in it."""
-    fixed = {"reference.md": reference(), "guide_keys.md": guide_page(), "cli.md": command_line()}
+    fixed = {"reference.md": reference(), GUIDE_PAGE.name: guide_page(), "cli.md": command_line()}
     api = {f"api/{name}.md": api_page(name, modules) for name, modules in public_modules().items()}
     return {DOCS / name: text for name, text in (fixed | api).items()}
 

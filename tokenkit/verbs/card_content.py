@@ -327,8 +327,8 @@ def _rows(rows: Sequence[Mapping[str, Any]]) -> list[EvalRow]:
 
 def _resources(known: Known) -> list[tuple[str, str]]:
     """Time of training and the most memory, from metrics.jsonl."""
-    timed = [(line["step"], line["time/step"]) for line in known.metrics if "time/step" in line]
-    found = [("training", f"{training_seconds(timed):,.1f} s for {timed[-1][0]:,} steps")] if timed else []
+    timed = [(float(line["step"]), float(line["time/step"])) for line in known.metrics if "time/step" in line]
+    found = [("training", f"{training_seconds(timed):,.1f} s for {timed[-1][0]:,.0f} steps")] if timed else []
     speeds = [line["tokens_per_second"] for line in known.metrics if "tokens_per_second" in line]
     if speeds:
         found.append(("speed", f"{sum(speeds) / len(speeds):,.0f} learnt tokens per second"))
