@@ -49,6 +49,7 @@ MINIMAL = {  # what a run file of the verb needs at least; a yaml block of a pag
     "eval": {"model": {"source": "FOLDER"}, "eval": {"source": {"path": "held_out.txt", "max_bytes": 300}}},
     "synthesize": {"output": "outputs/from_block", "teacher": {"source": "FOLDER"}, "samples": 2},
 }
+MINIMAL["search"] = {"output": "outputs/from_block", "base": MINIMAL["distill"]}
 CHOICES = ("losses", "source", "mixture")  # sections that a block replaces whole
 
 
