@@ -28,7 +28,8 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 import torch
 
 from tokenkit.config import build
-from tokenkit.data.batch import Batches, read_training_rows, reading_of
+from tokenkit.data.batch import Batches, reading_of
+from tokenkit.data.corpus import read_training_rows
 from tokenkit.data.source import read_documents
 from tokenkit.report.claims import Row, absent, make_claim, measured, own_command, save_claim
 from tokenkit.train.balance import build_balance

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from tokenkit.config import build
-from tokenkit.data.batch import read_training_rows
+from tokenkit.data.corpus import read_training_rows
 from tokenkit.losses import LOSSES
 from tokenkit.train.optimizer import build_optimizer
 from tokenkit.train.step import accumulate_gradients

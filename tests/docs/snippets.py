@@ -89,6 +89,7 @@ def commands_of(block: Block) -> list[str]:
     commands: list[str] = []
     open_line = ""
     for line in block.text.splitlines():
+        line = re.sub(r"\s+#\s.*", "", line)
         open_line = f"{open_line}\n{line}" if open_line else line
         if open_line.endswith("\\"):
             open_line = open_line[:-1].rstrip()

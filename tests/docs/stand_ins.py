@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from tests.docs.snippets import ROOT
 from tokenkit.config import dump_yaml
 from tokenkit.tokenizers.load import load_tokenizer
+from tokenkit.tokenizers.word import WordTokenizer, write_vocabulary
 
 MODELS = (
     "FOLDER",
@@ -93,8 +94,7 @@ def _write_texts(folder: Path, documents: list[str]) -> None:
     saved = Dataset.from_list([{"text": text} for text in documents])
     DatasetDict({"train": saved}).save_to_disk(folder / "folder")
     (folder / "CONFIG.yaml").write_text(dump_yaml(GUIDE), "utf-8")
-    words = sorted(set(" ".join(documents).split()))
-    (folder / "vocab.tsv").write_text("".join(f"{i}\t{word}\n" for i, word in enumerate(words)), "utf-8")
+    write_vocabulary(folder / "vocab.tsv", WordTokenizer.train(documents))
     for name in ("run.yaml", "RUN.YAML"):
         (folder / name).write_text(dump_yaml(MINIMAL["distill"] | {"output": "out"}), "utf-8")
 

@@ -34,8 +34,9 @@ def ratio_cell(row: Row) -> str:
 
 
 def cells(row: Row) -> list[str]:
-    """A row of every table."""
-    return [row.what, row.beside, row.unit, number(row.ours), number(row.peer), ratio_cell(row)]
+    """A row of every table. Seconds are left to the files: between machines only ratios mean something."""
+    sides = ["", ""] if "seconds" in row.unit else [number(row.ours), number(row.peer)]
+    return [row.what, row.beside, row.unit, *sides, ratio_cell(row)]
 
 
 def claims_tables(claims: Sequence[Claim]) -> Group:

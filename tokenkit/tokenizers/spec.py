@@ -21,8 +21,8 @@ class TokenizerSpec(Config):
     """A tokenizer: these keys, or the string `NAME:key=value:key=value`, in which `pattern` stands last."""
 
     name: str
-    """A folder, a tokenizer file, a hub id, `byte`, or `FILE.py:CLASS`, whose code is run. Other keys may stand behind it,
-    as in `byte:target=Qwen2`."""
+    """A folder, a tokenizer file, a hub id, `byte`, or `FILE.py:CLASS`, whose code is run. Other keys may stand behind
+    it, as in `byte:target=Qwen2`."""
     revision: str | None = None
     """Branch, tag or commit of the hub id."""
     source: str | None = None
