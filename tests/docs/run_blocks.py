@@ -22,6 +22,7 @@ from tokenkit.verbs import run_schema
 NOT_RUN = {  # the first words of a command → why no test types it
     "make ": "sets up an environment, or runs the tests that this is one of",
     "pip install": "changes the environment that the tests run in",
+    "npx ": "llama.cpp, fetched by npm; benchmarks/ternary_llama_cpp.py reads our files with it",
 }
 SHELL = ("|", ">", "<", ";", "&&", "$(", "`")
 

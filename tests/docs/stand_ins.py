@@ -17,13 +17,14 @@ MODELS = (
     "FOLDER",
     "FOLDER_OR_HUB_ID",
     "WHAT_IT_WAS",
+    "my_model",
     "small_model",
     "large_model",
     "outputs/english_bpe/model",
     "outputs/english_unigram/model",
 )
 BPE = ("path/to/gpt2", "path/to/qwen2", "outputs/english_bpe/tokenizer")
-UNIGRAM = ("path/to/llama3", "path/to/tokenizer", "outputs/english_unigram/tokenizer")
+UNIGRAM = ("my_tokenizer", "path/to/llama3", "path/to/tokenizer", "outputs/english_unigram/tokenizer")
 LINKED = ("tokenkit", "runs", "scripts", "configs", "examples", "constraints.txt", "pyproject.toml", "benchmarks")
 CHAT = {
     "messages": [

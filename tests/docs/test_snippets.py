@@ -75,7 +75,9 @@ def test_every_block_has_a_language_and_directives_that_exist():
 def test_a_saved_file_is_used_further_down(page):
     for number, block in enumerate(BLOCKS[page]):
         name = block.one("file")
-        assert any(name in later.text for later in BLOCKS[page][number + 1 :]), f"{block.place}: nothing uses {name}"
+        if name:
+            later = [other.text for other in BLOCKS[page][number + 1 :]]
+            assert any(name in text for text in later), f"{block.place}: nothing uses {name}"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_name)
