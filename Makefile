@@ -38,7 +38,7 @@ check: $(READY)  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check
 
-bench: $(READY)  ## every claim beside its peer, docs/results.md written anew; a quarter of an hour
+bench: $(READY)  ## every claim beside its peer, docs/results.md written anew; under half an hour
 	@$(BIN)/python -m benchmarks.run $(if $(RESULTS),--results $(RESULTS))
 
 docs: $(READY)  ## write the generated pages and pictures of docs/, and the site into site/

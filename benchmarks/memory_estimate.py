@@ -4,8 +4,10 @@
 
 Every run is a process of its own, on one thread, or two that share it. Its memory is the highest resident size while it
 trains, less that of the process it is forked from, after runs of a tiny model, also to bytes, when everything is
-imported. The C library is told to give back what is freed: by itself it keeps it, so that what a process takes depends
-on what it did before (`--keep` leaves it so). A run's time is the CPU time of a step, the median of all but the first.
+imported; and less what the program itself takes (`program`): what is left of a run of the tiny model, in as many
+processes, when its own estimate is taken off. The C library is told to give back what is freed: by itself it keeps
+it, so that what a process takes depends on what it did before (`--keep` leaves it so). A run's time is the CPU time of
+a step, the median of all but the first.
 Models: the embedded one (4.3 million weights), a random Llama and a random GPT-2 of 34 million, and Llamas of four
 layers of growing width.
 """
@@ -26,7 +28,7 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tokenkit.config import build
-from tokenkit.models.rates import measure_rates
+from tokenkit.models.rates import Rates, measure_rates
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.train import loop
 from tokenkit.train.audit import resident_bytes
@@ -70,6 +72,7 @@ KEPT = "--keep" in sys.argv
 TRIM_THRESHOLD, MAP_THRESHOLD = -1, -3  # of mallopt
 LARGE = 1024  # a width from which two steps are enough
 KL, ALM = {"forward_kl": {}}, {"alm": {}}
+NO_RATES = Rates({4: 1.0, 2: 1.0}, 1.0, 1.0, 1.0)  # where only bytes are asked for
 CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ("demo, full", DEMO, {"mode": "full"}, {"losses": KL}),
     ("demo, full, bfloat16", DEMO, {"mode": "full", "precision": "bfloat16"}, {"losses": KL}),
@@ -190,6 +193,13 @@ def measured(values: dict[str, Any], count: int = 1) -> tuple[int, float]:
     return peak - before, seconds[len(seconds) // 2]
 
 
+def program_bytes(folder: Path, count: int) -> int:
+    """What a run in so many processes takes in each beside what is estimated, seen in a run of the tiny model."""
+    train = {"steps": 2, "mode": "full", "parallel": {"data": count}}
+    values = run_of(folder, f"program_{count}", make_model("tiny", folder), train, {"losses": ALM})
+    return measured(values, count)[0] - estimate_distill(build(DistillRun, values), NO_RATES, other_way=False).peak
+
+
 def _run(values: dict[str, Any]) -> tuple[int, list[float]]:
     """Resident bytes before a run, and the CPU seconds of its steps but the first, in rising order."""
     seconds: list[float] = []
@@ -220,6 +230,7 @@ def main(folder: Path, *parts: str) -> None:
         train = {"steps": 2, "mode": "lora" if more else "full"}
         _run(run_of(folder, name, make_model("tiny", folder), train, {"losses": ALM, **more}))
     speeds = {name: measure_rates("cpu", half) for name, half in HALVES.items() if name != "float16"}
+    program: dict[int, int] = {}
     with (folder / "table.jsonl").open("w", encoding="utf-8") as file:
         for number, (name, model, train, more) in enumerate(CASES):
             if parts and not any(part in name for part in parts):
@@ -227,9 +238,13 @@ def main(folder: Path, *parts: str) -> None:
             source = make_model(model, folder) if model in SHAPES else model
             train = train | ({"steps": 2} if model in SHAPES and SHAPES[model].get("hidden_size", 0) >= LARGE else {})
             values = run_of(folder, number, source, train, more)
-            found = estimate_distill(build(DistillRun, values), speeds[train.get("precision", "float32")])
+            rates = speeds[train.get("precision", "float32")]
+            found = estimate_distill(build(DistillRun, values), rates, other_way=False)
+            if found.processes not in program:
+                program[found.processes] = program_bytes(folder, found.processes)
             size, seconds = measured(values, found.processes)
-            row = {"run": name, "bytes": size, "estimated_bytes": found.peak}
+            size -= program[found.processes]
+            row = {"run": name, "bytes": size, "estimated_bytes": found.peak, "program": program[found.processes]}
             row |= {"seconds": seconds, "estimated_seconds": found.seconds}
             file.write(json.dumps(row) + "\n")
             file.flush()

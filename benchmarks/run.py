@@ -1,4 +1,4 @@
-"""`make bench`: every claim side by side with its peer, one after the other, one thread each; a quarter of an hour.
+"""`make bench`: every claim side by side with its peer, one after the other, one thread each; under half an hour.
 
     python -m benchmarks.run [--results FOLDER] [--only CLAIM ...]
 

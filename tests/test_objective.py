@@ -44,12 +44,26 @@ def test_the_best_preset_is_the_default_and_upstream_differs_in_two_options():
         ({"numerator": "tokens"}, "alm.numerator: .*'token_count'"),
         ({"chunk_sizes": []}, "alm.chunk_sizes: .*at least 1 item"),
         ({"chunk_sizes": [0]}, "alm.chunk_sizes.0: .*greater than or equal to 1"),
+        ({"temperature": 0}, "alm.temperature: .*greater than 0"),
+        ({"threshold": 2}, "alm.threshold: .*less than or equal to 1"),
+        ({"renyi_order": 0}, "alm.renyi_order: .*greater than 0"),
     ],
 )
 def test_a_wrong_option_is_one_line(alm, message):
     with pytest.raises(UserError, match=message) as caught:
         section(alm)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_loss_takes_a_temperature_of_0(name):
+    options = {option for option in LOSSES[name].options if option.endswith("temperature")}
+    for option in options:
+        with pytest.raises(UserError, match=f"{name}.{option}: .*greater than 0"):
+            build(LossesConfig, {name: {option: 0}})
+    for option in {"top_k", "chunk"} & LOSSES[name].options.keys():
+        with pytest.raises(UserError, match=f"{name}.{option}: .*greater than or equal to 1"):
+            build(LossesConfig, {name: {option: 0}})
 
 
 def test_the_end_of_text_takes_the_place_of_the_boundary():

@@ -143,18 +143,17 @@ def _kernel(hidden: Tensor, form: LogitForm) -> fused.Kernel | None:
 
 def _top_k_ids(hidden: Tensor, head: Tensor, k: int, form: LogitForm) -> Tensor:
     row_parts, column_parts = _tiles(hidden, head)
-    found = []
-    for rows in row_parts:
-        values = hidden.new_empty(len(hidden[rows]), 0, dtype=_accumulator(hidden))
-        ids = torch.empty_like(values, dtype=torch.long)
-        for columns in column_parts:
-            logits = _logits(hidden[rows], head, columns, form)
-            own = torch.arange(columns.start, columns.stop, device=ids.device).expand_as(logits)
-            values, ids = torch.cat([values, logits], 1), torch.cat([ids, own], 1)
-            values, place = values.topk(min(k, values.shape[1]), 1)
-            ids = ids.gather(1, place)
-        found.append(ids)
-    return torch.cat(found)
+    values = [hidden.new_empty(len(hidden[rows]), 0, dtype=_accumulator(hidden)) for rows in row_parts]
+    ids = [torch.empty_like(few, dtype=torch.long) for few in values]
+    for columns in column_parts:
+        part = head[columns].to(hidden.dtype)
+        for number, rows in enumerate(row_parts):
+            logits = _logits(hidden[rows], part, columns, form)
+            own = torch.arange(columns.start, columns.stop, device=logits.device).expand_as(logits)
+            candidates, candidate_ids = torch.cat([values[number], logits], 1), torch.cat([ids[number], own], 1)
+            values[number], place = candidates.topk(min(k, candidates.shape[1]), 1)
+            ids[number] = candidate_ids.gather(1, place)
+    return torch.cat(ids)
 
 
 class _Scores(torch.autograd.Function):
@@ -168,8 +167,9 @@ class _Scores(torch.autograd.Function):
         at = peak.new_zeros(ids.shape)
         weight = _set_weight(boundary, rest, head, peak.dtype)
         for columns in column_parts:
+            part = head[columns].to(hidden.dtype)  # once, however many rows there are
             for rows in row_parts:
-                logits = _logits(hidden[rows], head, columns, form)
+                logits = _logits(hidden[rows], part, columns, form)
                 here = _places(ids[rows], columns)
                 at[rows][here[0], here[1]] = logits[here[0], here[2]]
                 new_peak = torch.maximum(peak[rows], logits.amax(1))
@@ -229,8 +229,9 @@ def _gradients(
     bias_grad = torch.zeros_like(of.bias, dtype=total.dtype) if needed[2] and of.bias is not None else None
     row_parts, column_parts = _tiles(hidden, head)
     for columns in column_parts:
+        part = head[columns].to(hidden.dtype)
         for rows in row_parts:
-            logits = _logits(hidden[rows], head, columns, form)
+            logits = _logits(hidden[rows], part, columns, form)
             here = _places(ids[rows], columns)
             capped = logits.clone() if form.softcap is not None else logits
             if mass is None or weight is None:
@@ -243,7 +244,7 @@ def _gradients(
             if bias_grad is not None:
                 bias_grad[columns] += grad.sum(0)
             grad = grad.to(hidden.dtype)
-            hidden_grad[rows] += grad @ head[columns].to(grad.dtype)
+            hidden_grad[rows] += grad @ part
             if head_grad is not None:
                 head_grad[columns] += grad.T @ hidden[rows]
     return (
@@ -267,9 +268,10 @@ class _AlikeScores(torch.autograd.Function):
         hidden_grad = torch.zeros_like(hidden, dtype=total.dtype) if needed[0] else None
         head_grad = torch.zeros_like(head, dtype=total.dtype) if needed[1] else None
         column_parts = _cut(len(head), TILE["cpu"][1])
+        parts = [head[columns].to(hidden.dtype) for columns in column_parts]  # once, however many rows there are
         for rows in _cut(len(hidden), max(FEWEST, WHOLE // len(head))):
             own, ids = hidden[rows], labels[rows].long()
-            tiles = [_logits(own, head, columns, form) for columns in column_parts]
+            tiles = [_logits(own, part, columns, form) for part, columns in zip(parts, column_parts)]
             for tile, columns in zip(tiles, column_parts):
                 row, _, column = _places(labels[rows].unsqueeze(1), columns)
                 at[rows][row] = tile[row, column]
@@ -279,8 +281,8 @@ class _AlikeScores(torch.autograd.Function):
             share = (peaks - total[rows]).exp_().unsqueeze(1)  # turns exponentials into probabilities
             if hidden_grad is not None:
                 expected = torch.zeros_like(hidden_grad[rows])
-                for tile, columns in zip(tiles, column_parts):
-                    expected += tile.to(own.dtype) @ head[columns].to(own.dtype)
+                for tile, part in zip(tiles, parts):
+                    expected += tile.to(own.dtype) @ part
                 hidden_grad[rows] = (head[ids] - share * expected) * form.scale
             if head_grad is not None:
                 weighted = (own * share * -form.scale).to(own.dtype)
@@ -334,7 +336,7 @@ def _grad_with_mass(
 
 def _mass_alone(hidden: Tensor, head: Tensor, form: LogitForm, ids: Tensor, boundary: Tensor | None) -> Tensor:
     """Log of the sum of exp over the set, or over all but the ids, for the few rows where it is faint."""
-    logits = _logits(hidden, head, slice(0, len(head)), form)
+    logits = _logits(hidden, head.to(hidden.dtype), slice(0, len(head)), form)
     if boundary is not None:
         return logits.masked_fill_(~boundary, -torch.inf).logsumexp(-1)
     row, _, column = _places(ids, slice(0, len(head)))
@@ -355,8 +357,9 @@ def _cut(length: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def _logits(hidden: Tensor, head: Tensor, columns: slice, form: LogitForm) -> Tensor:
-    products = hidden @ head[columns].to(hidden.dtype).T
+def _logits(hidden: Tensor, part: Tensor, columns: slice, form: LogitForm) -> Tensor:
+    """The logits of some columns, from that part of the head in the type of the hidden states."""
+    products = hidden @ part.T
     return form(products.to(_accumulator(hidden)), columns)
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 from dataclasses import replace
+from importlib.resources import files
 
 import pytest
 from rich.console import Console
@@ -20,6 +21,7 @@ from tokenkit.tokenizers.bytelevel import ByteTokenizer
 from tokenkit.tokenizers.hf import HFTokenizer
 from tokenkit.tokenizers.load import load_tokenizer
 from tokenkit.tokenizers.pieces import byte_alphabet
+from tokenkit.transfer.plan import plan_transfer
 
 NAMES = {"initializers": ("fvt", "mean"), "losses": ("alm", "clm", "forward_kl")}
 DIGITS = "0123456789"
@@ -113,13 +115,26 @@ def test_sums_over_text_against_plain_counting(bpe, unigram, documents):
 
 def test_coverage_against_plain_counting(bpe, unigram):
     found = {script.script: script for script in coverage(bpe, unigram)}
-    ordinary = [spelling for spelling in unigram.token_bytes if spelling]
+    ordinary = {spelling for spelling in unigram.token_bytes if spelling}
     assert sum(script.tokens for script in found.values()) == len(ordinary)
     assert sum(script.same for script in found.values()) == sum(spelling in bpe.token_bytes for spelling in ordinary)
     latin = [s.decode() for s in ordinary if s.isascii() and any(map(str.isalpha, s.decode()))]
     wanted = sum(len(bpe.encode(text)) for text in latin) / len(latin)
     assert found["Latin"].tokens == len(latin) < 600  # so that all of them were looked up
     assert found["Latin"].pieces == pytest.approx(wanted)
+
+
+def test_doubles_are_no_rows_to_copy():
+    """What the doctor says will be copied and averaged is what the plan of a transfer copies and averages."""
+    source, target = (
+        load_tokenizer(str(files("tokenkit") / "assets" / name)) for name in ("demo_teacher", "demo_unigram")
+    )
+    found = diagnose(source, target, **NAMES)
+    planned = plan_transfer(source, target, source_rows=source.vocab_size).describe()
+    assert found.facts.target.entries.duplicates == planned["unreachable"] > 0
+    numbers = found.finding("initialiser").numbers
+    assert (numbers["copied"], numbers["averaged"]) == (planned["copied"], planned["averaged"])
+    assert found.finding("overlap").numbers["share_of_target"] == planned["overlap"]
 
 
 def test_pieces_do_not_count_a_dummy_space(shared):

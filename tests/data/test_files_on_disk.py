@@ -8,6 +8,8 @@ import pytest
 from pyarrow import parquet
 
 from tokenkit.config import UserError, build
+from tokenkit.data.corpus import DataConfig
+from tokenkit.data.example import cut
 from tokenkit.data.messages import read_dialogues
 from tokenkit.data.source import SourceConfig, read_documents
 from tokenkit.verbs.distill import distill
@@ -45,6 +47,36 @@ def test_what_is_no_parquet_or_has_no_text_is_one_line(tmp_path):
     write_parquet(path, [{"body": "a"}])
     with pytest.raises(UserError, match="row 0: no text under 'text'; its keys are body"):
         read_documents(SourceConfig(path=str(path)))
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_bytes": 100}])
+def test_half_a_surrogate_pair_is_one_line(tmp_path, limits):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "fine"}\n{"text": "a\\ud83d"}\n', "utf-8")
+    with pytest.raises(UserError, match=r"half a surrogate pair, .* at character 1 of a text; read the text as UTF-8"):
+        cut(read_documents(SourceConfig(path=str(path), **limits)), 512)
+    path.write_text('{"messages": [{"role": "assistant", "content": "a\\ud83d"}]}\n', "utf-8")
+    with pytest.raises(UserError, match="line 1: message 0: half a surrogate pair"):
+        read_dialogues(SourceConfig(path=str(path)))
+
+
+def test_a_glob_of_texts_leaves_folders_out(tmp_path):
+    (tmp_path / "a.txt").write_text("plain", "utf-8")
+    (tmp_path / "b").mkdir()
+    assert read_documents(SourceConfig(path=str(tmp_path / "*"))) == ["plain"]
+
+
+def test_windows_hold_a_character_at_least():
+    """A window of no bytes would never end, and one of three could end inside a character."""
+    source = {"source": {"path": "x.txt"}}
+    for size in (-1, 0, 3):
+        with pytest.raises(UserError, match=r"window_bytes: .*greater than or equal to 4"):
+            build(DataConfig, source | {"window_bytes": size})
+    text = "a\U0001f600é😀b c"
+    size = build(DataConfig, source | {"window_bytes": 4}).window_bytes
+    assert "".join(one.text for one in cut([text], size)) == text
+    with pytest.raises(UserError, match=r"max_bytes: .*greater than or equal to 1"):
+        build(DataConfig, {"source": {"path": "x.txt", "max_bytes": 0}})
 
 
 @pytest.mark.parametrize("kind", ["path", "hub"])

@@ -168,6 +168,35 @@ def test_kinds_that_no_tokenizer_json_can_say():
         read_sentencepiece(trained("bpe", treat_whitespace_as_suffix=True), "small")
 
 
+def test_a_file_that_is_cut_between_two_records_is_told(tmp_path):
+    """Every record of it is whole: only what should follow shows that something is missing."""
+    raw = trained("bpe", byte_fallback=True)
+    (tmp_path / "tokenizer.model").write_bytes(raw)
+    read_format(tmp_path)
+    spans = records(raw)
+    for number, missing in ((1, "no trainer_spec and no normalizer_spec after 2 pieces"), (2, "no normalizer_spec")):
+        end = spans[1][1] if number == 1 else next(end for field, end in spans if field == 2)
+        (tmp_path / "tokenizer.model").write_bytes(raw[:end])
+        with pytest.raises(UserError, match=rf"not a whole sentencepiece model \({missing}.*; fetch the file again"):
+            read_format(tmp_path)
+
+
+def records(raw: bytes) -> list[tuple[int, int]]:
+    """Field number and end of every record of a ModelProto, all of which have a length."""
+    found, place = [], 0
+    while place < len(raw):
+        number, length, shift = raw[place] >> 3, 0, 0
+        while True:
+            place += 1
+            length |= (raw[place] & 0x7F) << shift
+            shift += 7
+            if raw[place] < 0x80:
+                break
+        place += 1 + length
+        found.append((number, place))
+    return found
+
+
 FILES = {"llama2": "tokenizer.model", "mistral_v1": "tokenizer.model", "t5_small": "spiece.model"}
 
 

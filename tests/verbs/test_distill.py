@@ -211,6 +211,15 @@ def test_two_vocabularies_are_told_before_anything_is_written(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("teacher", [{}, {"target_tokenizer": None, "teacher": "byte"}])
+def test_two_vocabularies_are_told_before_weights_are_loaded(run, teacher, model_folder, monkeypatch):
+    monkeypatch.setattr("tokenkit.verbs.prepare.load_pair", lambda *_, **__: pytest.fail("weights were loaded"))
+    if teacher:
+        teacher = teacher | {"teacher": {"source": str(model_folder), "tokenizer": "byte"}}
+    with pytest.raises(UserError, match="forward_kl: needs one vocabulary"):
+        distill(run(losses={"forward_kl": {}}, **teacher), quiet=True)
+
+
 def test_a_kept_map_is_taken_and_that_of_another_pair_refused(run, tmp_path, tokenkit, model_folder):
     folder = tmp_path / "maps"
     tokenkit("mined-mapping", f"output={folder}", f"teacher={model_folder}", "student=byte")

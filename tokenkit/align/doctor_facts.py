@@ -65,5 +65,5 @@ class Facts:
 
     @property
     def shared(self) -> int:
-        """Ordinary target tokens that the source has with the same bytes."""
+        """Ordinary target tokens that the source has with the same bytes: the rows that a transfer copies."""
         return sum(script.same for script in self.scripts)

@@ -38,17 +38,17 @@ def percent(share: float) -> str:
 
 def _overlap(facts: Facts) -> Finding:
     target, running, shared = facts.target, facts.running, facts.shared
-    share = shared / max(target.entries.tokens, 1)
+    share = shared / max(target.entries.spellings, 1)
     known = running.known_share
     level: Level = "ok" if known >= MOSTLY_KNOWN else "note" if known >= HALF_KNOWN else "warning"
     sentence = (
-        f"{facts.source.name} has {shared:,} of {target.name}'s {target.entries.tokens:,} tokens byte for byte "
+        f"{facts.source.name} has {shared:,} of {target.name}'s {target.entries.spellings:,} tokens byte for byte "
         f"({percent(share)}), which make up {percent(known)} of the tokens in running text ({running.text})."
     )
     numbers: dict[str, Number] = {
         "shared": shared,
         "share_of_target": share,
-        "share_of_source": shared / max(facts.source.entries.tokens, 1),
+        "share_of_source": shared / max(facts.source.entries.spellings, 1),
         "share_of_running_text": known,
         "chunks": running.chunks,
         "single_token_chunks": running.single,

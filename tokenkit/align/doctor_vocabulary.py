@@ -32,7 +32,7 @@ class ScriptCoverage:
     """How the source has the target's tokens of one script."""
 
     script: str
-    tokens: int  # target tokens
+    tokens: int  # target tokens; of several with the same bytes one, as only one of them is what text becomes
     same: int  # of these, how many the source has with the same bytes
     pieces: float | None  # mean source tokens per target token; None where parts of characters cannot be spelled alone
     unspelled: int  # target tokens of the sample that the source cannot spell or refuses
@@ -51,6 +51,11 @@ class Entries:
     over_16_bytes: int
     longest: tuple[str, ...]  # the longest words, longest first
     longest_bytes: int  # of all tokens
+
+    @property
+    def spellings(self) -> int:
+        """Ordinary tokens that text may become: those that are no double (`<0x41>` beside `A`)."""
+        return self.tokens - self.duplicates
 
 
 def entries(tokenizer: Tokenizer) -> Entries:
@@ -76,7 +81,7 @@ def coverage(source: Tokenizer, target: Tokenizer) -> tuple[ScriptCoverage, ...]
     known = set(source.token_bytes)
     total: Counter[str] = Counter()
     others: dict[str, list[str]] = {}
-    for spelling in target.token_bytes:
+    for spelling in dict.fromkeys(target.token_bytes):
         if not spelling:
             continue
         text = _as_text(spelling)

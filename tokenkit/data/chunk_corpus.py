@@ -153,7 +153,7 @@ def _by_file(source: SourceConfig, max_files: int | None, reading: Reading) -> I
         return
     files = source_files(source)[:max_files]
     if not files:
-        raise UserError(f"{describe(source)}: no .txt, .jsonl, .py or .md file in it; give a folder or glob of text")
+        raise UserError(f"{describe(source)}: no .txt, .jsonl, .parquet, .py or .md file in it; give a folder of text")
     reading.files_available, left, more = len(files), source.max_bytes, source.max_documents
     for path in files:
         if (left is not None and left <= 0) or more == 0:

@@ -30,7 +30,7 @@ class DataConfig(Config):
     through epochs of its own."""
     mix_languages: bool = True
     """false: all rows of a step are of one language, and languages have their shares of the steps."""
-    window_bytes: int = 512
+    window_bytes: int = Field(512, ge=4)
     """Bytes of text in one row; a byte-level student needs about as many positions. Of conversations: tokens."""
     packing: bool = False
     """Short rows are read together, up to `window_bytes` of text in one, and none sees another. A row of a batch is

@@ -11,7 +11,7 @@ from numpy import ndarray
 from tokenkit.align.modes import Mode, closed_by_space
 from tokenkit.align.spans import align, keep_chunks, mask_tokens, trained_chunks, truncate
 from tokenkit.data.messages import Dialogue
-from tokenkit.tokenizers.base import TEXT_SEGMENT, Encoding, Tokenizer, framed
+from tokenkit.tokenizers.base import TEXT_SEGMENT, Encoding, Tokenizer, framed, utf8
 from tokenkit.tokenizers.chat import ChatEncoding, TrainOn, encode_chat
 
 
@@ -81,7 +81,7 @@ def iterate_windows(documents: Iterable[str], window_bytes: int, learn_after: st
     nothing to learn are left out.
     """
     for number, document in enumerate(documents):
-        data, start = document.encode(), 0
+        data, start = utf8(document, f"document {number}"), 0
         marker = learn_after.encode() if learn_after else b""
         begin = data.rfind(marker) + len(marker) if marker and marker in data else 0
         while start < len(data):

@@ -18,6 +18,7 @@ from typing import Any, Literal, TextIO
 from pydantic import Field, model_validator
 
 from tokenkit.config import Config, UserError
+from tokenkit.tokenizers.base import utf8
 
 HELD_OUT_ONE_IN = 20
 BLOCK = 1 << 20  # characters of a text file that are looked through for separators at a time
@@ -46,7 +47,7 @@ class SourceConfig(Config):
     """Key of the text in a JSON line, a row of a Parquet file or of a dataset."""
     separator: str | None = None
     """Regular expression between documents of a text file; without it a file is one document."""
-    max_bytes: int | None = None
+    max_bytes: int | None = Field(None, ge=1)
     """Stop after this many bytes of text; the last document is cut at a character."""
     max_documents: int | None = Field(None, ge=1)
     """Stop after this many documents with text in them, or rows of conversations."""
@@ -86,7 +87,7 @@ def iterate_documents(source: SourceConfig, *, streaming: bool = False) -> Itera
         if budget is not None:
             if budget <= 0:
                 return
-            text = text.encode()[:budget].decode(errors="ignore")
+            text = utf8(text, describe(source))[:budget].decode(errors="ignore")
             budget -= len(text.encode())
         yield text
 
@@ -135,7 +136,7 @@ def _files(pattern: str) -> list[Path]:
     if path.is_dir():
         endings = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet", ".py", ".md")
         return sorted(p for p in path.rglob("*") if p.name.endswith(endings))
-    found = sorted(Path(p) for p in glob(str(path), recursive=True))
+    found = sorted(file for p in glob(str(path), recursive=True) if (file := Path(p)).is_file())
     if not found:
         raise UserError(f"{pattern}: no such file, folder or glob of text")
     return found

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tokenkit.losses import loss
+from tokenkit.losses.divergences import Share, Temperature
 from tokenkit.quantities import at_least_float32
 
 Chunks = Float[Tensor, "B C"]
@@ -79,17 +80,17 @@ def alm(
     student_chunk_tokens: Int[Tensor, "B C"],
     teacher_chunk_tokens: Int[Tensor, "B C"],
     *,
-    temperature: float = 5.0,
+    temperature: Temperature = 5.0,
     divergence: Divergence = "kl",
     debias: bool = True,
     boundary: Literal["space", "eos"] = "space",
     merge: bool = True,
-    threshold: float = 0.1,
+    threshold: Share = 0.1,
     both_sides: bool = True,
     numerator: Weight = "chunk_count",
     denominator: Count = "chunk_count",
     chunk_sizes: Sizes = (1,),
-    renyi_order: float = 0.5,
+    renyi_order: Annotated[float, Field(gt=0)] = 0.5,
 ) -> Values:
     """Divergence between the Bernoulli distributions of each unit's p^(1/temperature), in nats."""
     valid = _scored(teacher_chunk_tokens, student_chunk_tokens, both_sides)
@@ -173,6 +174,8 @@ def _kl_limit(teacher: Chunks, student: Chunks, temperature: float) -> Chunks:
 
 
 def _renyi(teacher: Chunks, student: Chunks, order: float) -> Chunks:
+    if order == 1:  # what it goes to there
+        return _binary_kl(teacher, student, 1.0)
     a, b = teacher - EPSILON, student - EPSILON
     both = torch.logaddexp(order * a + (1 - order) * b, order * log1mexp(a) + (1 - order) * log1mexp(b))
     return both / (order - 1)

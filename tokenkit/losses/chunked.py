@@ -4,15 +4,16 @@ Logits exist for one chunk of positions only and are computed again in the backw
 chunk and not with the text. One vocabulary.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import Field
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tokenkit.losses import loss
-from tokenkit.losses.divergences import jensen_shannon, kl_of_logs, log_probabilities
+from tokenkit.losses.divergences import Share, Temperature, jensen_shannon, kl_of_logs, log_probabilities
 from tokenkit.quantities import at_least_float32
 from tokenkit.scores import PLAIN, LogitForm
 
@@ -25,10 +26,10 @@ def chunked_divergence(
     student_divergence: Float[Tensor, "B T"],
     *,
     kind: Kind = "kl",
-    beta: float = 0.5,
-    temperature: float = 1.0,
+    beta: Share = 0.5,
+    temperature: Temperature = 1.0,
     temperature_squared: bool = True,
-    chunk: int | None = None,
+    chunk: Annotated[int, Field(ge=1)] | None = None,
 ) -> Float[Tensor, "B T"]:
     """Forward or reverse KL, or JSD, in nats, of hidden states under both heads; no logits are held.
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tokenkit.losses import Units, loss
-from tokenkit.losses.divergences import Divergence
+from tokenkit.losses.divergences import Divergence, Share, Temperature
 from tokenkit.losses.divergences import divergence as divergence_of
 from tokenkit.quantities import at_least_float32, next_inputs
 from tokenkit.scores import token_scores_of_logits
@@ -55,10 +55,10 @@ def dskd(
     dual_teacher_logits: Float[Tensor, "B S W"],
     *,
     divergence: Divergence = "skewed_reverse_kl",
-    temperature: float = 2.0,
-    teacher_temperature: float = 1.0,
-    skew: float = 0.1,
-    adaptive_alpha: float = 0.5,
+    temperature: Temperature = 2.0,
+    teacher_temperature: Temperature = 1.0,
+    skew: Share = 0.1,
+    adaptive_alpha: Share = 0.5,
     causal: bool = False,
 ) -> Float[Tensor, "B TTS"]:
     """Cross-entropy of the text, divergence from the teacher's states, KL of the student's states; in nats.

@@ -4,17 +4,21 @@ A chunk of several tokens is one step: the distribution its last token was drawn
 tokens before it, which is the chain rule. (TRL's default multiplies the distribution of the first with later ones.)
 """
 
+from typing import Annotated
+
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor
 
 from tokenkit.losses import loss
-from tokenkit.losses.divergences import jensen_shannon
+from tokenkit.losses.divergences import Share, Temperature, jensen_shannon
 from tokenkit.losses.uld import columns_of, sorted_distance, without
 from tokenkit.quantities import at_chunk_ends, at_least_float32, sum_by_chunk
 from tokenkit.scores import token_scores_of_logits
 
 SMALLEST = 1e-8
+Weight = Annotated[float, Field(ge=0)]
 
 
 @loss(per="chunk")
@@ -29,10 +33,10 @@ def gold(
     teacher_chunk_end: Int[Tensor, "B C"],
     exact_pairs: Int[Tensor, "P 2"],
     *,
-    beta: float = 0.5,
-    temperature: float = 1.0,
-    matched_weight: float | None = None,
-    unmatched_weight: float | None = None,
+    beta: Share = 0.5,
+    temperature: Temperature = 1.0,
+    matched_weight: Weight | None = None,
+    unmatched_weight: Weight | None = None,
 ) -> Float[Tensor, "B C"]:
     """Generalised Jensen-Shannon divergence of the matched tokens and L1 of the sorted others, weighed and added.
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tokenkit.losses import loss
-from tokenkit.losses.divergences import divergence
+from tokenkit.losses.divergences import Temperature, divergence
 from tokenkit.losses.uld import learnt_after
 from tokenkit.quantities import at_chunk_ends, at_least_float32
 from tokenkit.scores import token_scores_of_logits
@@ -43,7 +43,7 @@ def mined(
     teacher_chunk_logits: Float[Tensor, "B C W"],
     mined_ids: Int[Tensor, "V"],
     *,
-    temperature: float = 2.0,
+    temperature: Temperature = 2.0,
 ) -> Float[Tensor, "B CT"]:
     """KL(teacher through the map || student) at the ends of chunks, then -log q of the label; both at a temperature."""
     mapped = teacher_chunk_logits[..., mined_ids.clamp_min(0)].masked_fill(mined_ids < 0, -torch.inf)

@@ -3,10 +3,11 @@
 What a recorded teacher can say of its whole distribution in a few numbers per token.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from tokenkit.losses import loss
@@ -23,7 +24,7 @@ def top_k_kl(
     teacher_top_logp: Float[Tensor, "B T K"],
     teacher_tail_logp: Float[Tensor, "B T"],
     *,
-    top_k: int = 64,
+    top_k: Annotated[int, Field(ge=1)] = 64,
     tail: Literal["keep", "renormalize", "zero"] = "keep",
 ) -> Float[Tensor, "B T"]:
     """KL(teacher || student) in nats over the `top_k` best ids and, with tail=keep, the rest as one more.

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from tokenkit.losses import loss
+from tokenkit.losses.divergences import Temperature
 from tokenkit.quantities import at_least_float32
 
 SORTED_ROWS = 64  # that are sorted at a time
@@ -58,7 +59,7 @@ def uld(
     teacher_logits: Float[Tensor, "B R W"],
     *,
     positions: Literal["aligned", "positional"] = "aligned",
-    temperature: float = 1.0,
+    temperature: Temperature = 1.0,
 ) -> Float[Tensor, "B U"]:
     """L1 distance of the probabilities in falling order, the smaller vocabulary filled up with zeros; in [0, 2]."""
     return sorted_distance(

@@ -4,11 +4,15 @@ A student token that the teacher has too keeps its probability; another one hand
 would spell it with, the first of them above all. Chunks of several tokens are compared by their mean distribution.
 """
 
+from typing import Annotated
+
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor
 
 from tokenkit.losses import loss
+from tokenkit.losses.divergences import Share, Temperature
 from tokenkit.losses.uld import columns_of, sorted_distance, without
 from tokenkit.quantities import at_least_float32, sum_by_chunk
 
@@ -26,8 +30,8 @@ def p_kl(
     projection_ids: Int[Tensor, "V K"],
     projection_weights: Float[Tensor, "V K"],
     *,
-    top_k: int = 8192,
-    temperature: float = 1.0,
+    top_k: Annotated[int, Field(ge=1)] = 8192,
+    temperature: Temperature = 1.0,
 ) -> Float[Tensor, "B C"]:
     """KL(teacher || projected student) in nats on the teacher's best tokens of each chunk, times squared temperature.
 
@@ -52,9 +56,9 @@ def h_kl(
     projection_ids: Int[Tensor, "V K"],
     projection_weights: Float[Tensor, "V K"],
     *,
-    match: float = 0.6,
-    top_k: int = 8192,
-    temperature: float = 1.0,
+    match: Share = 0.6,
+    top_k: Annotated[int, Field(ge=1)] = 8192,
+    temperature: Temperature = 1.0,
 ) -> Float[Tensor, "B C"]:
     """KL on the tokens that are matched one to one, and L1 of the sorted best others, times squared temperature.
 

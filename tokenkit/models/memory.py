@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 from transformers import PreTrainedModel
 
+from tokenkit.losses.divergences import kl_of_logs, log_probabilities
 from tokenkit.models.load import head_matrix, input_matrix
 from tokenkit.models.view import ModelView
 from tokenkit.scores import FEWEST, TILE, WHOLE
@@ -288,12 +289,14 @@ def tables_of(model: PreTrainedModel) -> list[nn.Parameter]:
 
 
 def _loss(found: Mapping[str, Tensor], taught: Mapping[str, Tensor]) -> Tensor:
-    """A number that depends on all leaves; logits of both sides are compared as a divergence compares them."""
+    """A number that depends on all leaves; logits of both sides are compared as `forward_kl` compares them."""
     total = sum(tensor.float().sum() for name, tensor in found.items() if name != "logits")
     if "logits" in found:
-        logp = found["logits"].log_softmax(-1)
-        other = taught["logits"].log_softmax(-1).exp() if "logits" in taught else None
-        total = total + (logp.sum() if other is None or other.shape != logp.shape else (other * logp).sum())
+        own, other = found["logits"], taught.get("logits")
+        if other is None or other.shape != own.shape:
+            total = total + own.log_softmax(-1).sum()
+        else:
+            total = total + kl_of_logs(*log_probabilities(other, own, 1.0)).sum()
     assert isinstance(total, Tensor)
     return total
 

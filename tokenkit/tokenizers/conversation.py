@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tokenkit.config import UserError
+from tokenkit.tokenizers.base import utf8
 
 Message = dict[str, Any]  # role, content and, by role, reasoning_content, tool_calls, tool_call_id, name
 PartKind = Literal["reasoning", "content", "name", "arguments", "value"]
@@ -159,6 +160,7 @@ def _content(content: object, place: str) -> str:
     if content is None:
         return ""
     if isinstance(content, str):
+        utf8(content, place)
         return content
     if isinstance(content, Sequence) and all(isinstance(c, Mapping) and c.get("type") == "text" for c in content):
         return "".join(c["text"] for c in content)

@@ -51,12 +51,18 @@ class ModelChoice(Config):
 
 
 def load_pair(
-    choice: ModelChoice, device: str, *, codes: bool = False, teacher: bool = False
+    choice: ModelChoice,
+    device: str,
+    *,
+    codes: bool = False,
+    teacher: bool = False,
+    tokenizer: Tokenizer | None = None,
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """The model, in float32, and its tokenizer; UserError for a model that cannot be scored here.
 
     `codes`: the caller only reads, so it can do with tables for the codes of an open tokenizer, and packed matrices.
-    `teacher`: it is read as a teacher, which may have its linear layers in fewer bits.
+    `teacher`: it is read as a teacher, which may have its linear layers in fewer bits. `tokenizer` is that of
+    `tokenizer_of`, where the caller has it already.
     """
     if choice.quantize is not None and not (teacher or codes):
         refuse_quantized(choice)
@@ -67,14 +73,9 @@ def load_pair(
             f"{choice.source}: its tokenizer has open codes, which eval and generate alone can read; take one of the "
             "compact form"
         )
-    source = str(folder / BASE) if expansion.is_file() or factorised.is_file() else choice.source
-    beside = str(folder / TOKENIZER) if factorised.is_file() else source
+    source = _base(choice)
     adapter = None if choice.adapter is None else read_adapter(choice.adapter)
-    trained_with = None if choice.adapter is None else tokenizer_beside(choice.adapter)
-    of_delta = None if choice.delta is None else TokenizerSpec(name=str(choice.delta))
-    spec = of_delta or choice.tokenizer or trained_with or TokenizerSpec(name=beside)
-    revision = choice.revision if spec.name == source else None  # another repository has other revisions
-    tokenizer = load_tokenizer(spec, revision=revision)
+    tokenizer = tokenizer or tokenizer_of(choice)
     model = load_model(source, device=device, revision=choice.revision, trust_remote_code=choice.trust_remote_code)
     if not codes or model.config.to_dict().get(QUANTIZATION, {}).get("quantization_mode") == "online":
         reattach_ternary(model, model.config.to_dict())  # a packed one can be read, and not trained
@@ -91,6 +92,24 @@ def load_pair(
     if choice.quantize is not None:
         quantize_linears(model, choice.quantize)
     return model, tokenizer
+
+
+def tokenizer_of(choice: ModelChoice) -> Tokenizer:
+    """The tokenizer that a model is read with; no weights are."""
+    source, folder = _base(choice), Path(choice.source)
+    beside = str(folder / TOKENIZER) if (folder / FACTORISED).is_file() else source
+    trained_with = None if choice.adapter is None else tokenizer_beside(choice.adapter)
+    of_delta = None if choice.delta is None else TokenizerSpec(name=str(choice.delta))
+    spec = of_delta or choice.tokenizer or trained_with or TokenizerSpec(name=beside)
+    revision = choice.revision if spec.name == source else None  # another repository has other revisions
+    return load_tokenizer(spec, revision=revision)
+
+
+def _base(choice: ModelChoice) -> str:
+    """Where the weights are: of a model with tables beside it, a folder in its folder."""
+    folder = Path(choice.source)
+    beside = (folder / EXPANSION).is_file() or (folder / FACTORISED).is_file()
+    return str(folder / BASE) if beside else choice.source
 
 
 def whole_only(choice: ModelChoice) -> str | None:

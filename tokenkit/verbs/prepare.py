@@ -1,6 +1,7 @@
 """What a run of `tokenkit distill` begins with: student and teacher in memory, everything changed that is to change."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -30,8 +31,8 @@ from tokenkit.train.parallel import ranks
 from tokenkit.transfer.apply import TransferReport
 from tokenkit.verbs.device import pick_device
 from tokenkit.verbs.distill_run import DistillRun
-from tokenkit.verbs.model import load_pair
-from tokenkit.verbs.sides import Sides
+from tokenkit.verbs.model import ModelChoice, load_pair, tokenizer_of
+from tokenkit.verbs.sides import Sides, check_losses
 from tokenkit.verbs.trained_part import choose_trained, freeze, trained_of
 from tokenkit.verbs.transfer import transferred
 
@@ -48,11 +49,14 @@ def prepare(run: DistillRun, rows: Rows | None = None) -> Sides:
     device = device if ranks().mesh is None else "cpu"  # what is spread over GPUs need not fit on one
     torch.manual_seed(run.train.seed)  # adapters begin at random
     target = load_tokenizer(run.target_tokenizer) if run.target_tokenizer else None
-    model, source = load_pair(run.model, device)
+    source = tokenizer_of(run.model)
     for tokenizer in (source, target or source):
         require_lossless(tokenizer, "a student's tokenizer")
     require_kept(target or source, load_tokenizer)
-    other = _teacher(run, device) if run.record is None else None
+    theirs = _teacher_tokenizers(run)
+    check_losses(run.losses, target or source, theirs[0] if theirs else source)  # what weights cannot mend
+    model, _ = load_pair(run.model, device, tokenizer=source)
+    other = _teacher(run, device, theirs) if run.record is None else None
     changed = run.student is not None or run.ternary is not None
     shared_body = run.record is None and other is None and run.train.mode != "full" and not changed
     tables = _tables(model) if shared_body else {}
@@ -68,7 +72,7 @@ def prepare(run: DistillRun, rows: Rows | None = None) -> Sides:
     for one in (model, *(view.model for view in views_of(other[0] if other else None))):
         set_attention(one, run.train.attention)
     if run.record is not None:
-        teacher, teacher_tokenizer = Record(run.record), load_tokenizer(str(run.record / TOKENIZER))
+        teacher, teacher_tokenizer = Record(run.record), theirs[0]
     elif other is None:
         teacher, teacher_tokenizer = ModelView(model, tables=tables, adapters=False), source
     else:
@@ -106,17 +110,33 @@ def _student(
     return model, report, made
 
 
-def _teacher(run: DistillRun, device: str) -> tuple[ModelView, Tokenizer] | None:
-    """The teacher that a run names, or several of them as one; None without any."""
-    choices = [run.teacher] if run.teacher else run.teachers
-    loaded = [load_pair(choice, device, teacher=True) for choice in choices]
-    for choice, (model, tokenizer) in zip(choices, loaded):
-        model.requires_grad_(False)
-        if tokenizer.fingerprint != loaded[0][1].fingerprint:
+def _choices(run: DistillRun) -> Sequence[ModelChoice]:
+    return [run.teacher] if run.teacher else run.teachers
+
+
+def _teacher_tokenizers(run: DistillRun) -> list[Tokenizer]:
+    """Those of the record, or of the teachers, that a run names, which are one; none where it names none."""
+    if run.record is not None:
+        return [load_tokenizer(str(run.record / TOKENIZER))]
+    choices = _choices(run)
+    found = [tokenizer_of(choice) for choice in choices]
+    for choice, tokenizer in zip(choices, found):
+        if tokenizer.fingerprint != found[0].fingerprint:
             raise UserError(
                 f"teachers: {choice.source} has another tokenizer than {choices[0].source}; probabilities of different "
                 "tokens have no mean: take teachers of one tokenizer"
             )
+    return found
+
+
+def _teacher(run: DistillRun, device: str, tokenizers: list[Tokenizer]) -> tuple[ModelView, Tokenizer] | None:
+    """The teacher that a run names, or several of them as one; None without any."""
+    loaded = [
+        load_pair(choice, device, teacher=True, tokenizer=tokenizer)
+        for choice, tokenizer in zip(_choices(run), tokenizers, strict=True)
+    ]
+    for model, _ in loaded:
+        model.requires_grad_(False)
     if len(loaded) < 2:
         return (ModelView(loaded[0][0]), loaded[0][1]) if loaded else None
     views = [ModelView(model) for model, _ in loaded]

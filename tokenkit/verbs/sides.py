@@ -42,16 +42,22 @@ class Sides:
 
 def objective_of(losses: LossesSection, sides: Sides) -> Objective:
     """The objective of a `losses:` section; UserError where it does not fit the vocabularies or the models."""
-    objective = Objective.of(losses)
-    objective.check_text()
-    own, other = sides.student_tokenizer, sides.teacher_tokenizer
-    objective.check_vocabularies(own.vocab_size, other.vocab_size, own.fingerprint == other.fingerprint)
+    own = sides.student_tokenizer
+    objective = check_losses(losses, own, sides.teacher_tokenizer)
     views = [sides.student, *views_of(sides.teacher if isinstance(sides.teacher, ModelView) else None)]
     sides.made["attention"] = read_attention_maps(objective, *views)
     if isinstance(sides.teacher, ModelView):
         common_rows(objective, sides.student, own, sides.teacher)
         _check_states(objective, sides.student, sides.teacher)
     _check_width(objective, sides)
+    return objective
+
+
+def check_losses(losses: LossesSection, own: Tokenizer, other: Tokenizer) -> Objective:
+    """The objective of a `losses:` section; UserError where it does not fit the vocabularies of student and teacher."""
+    objective = Objective.of(losses)
+    objective.check_text()
+    objective.check_vocabularies(own.vocab_size, other.vocab_size, own.fingerprint == other.fingerprint)
     return objective
 
 

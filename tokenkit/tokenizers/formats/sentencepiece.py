@@ -43,6 +43,7 @@ def is_sentencepiece(head: bytes) -> bool:
 def read_sentencepiece(raw: bytes, name: str) -> Parsed:
     """The tokenizer.json of a serialised ModelProto of type BPE or Unigram."""
     specs, texts, scores, types = _Specs(), [], [], []
+    missing = {2: "trainer_spec", 3: "normalizer_spec"}  # both follow the pieces, and no trainer leaves one out
     try:
         for number, _, value in _fields(memoryview(raw)):
             if number == 1 and isinstance(value, memoryview):
@@ -53,7 +54,10 @@ def read_sentencepiece(raw: bytes, name: str) -> Parsed:
                 scores.append(score)
                 types.append(type_)
             elif number in (2, 3) and isinstance(value, memoryview):
+                missing.pop(number, None)
                 _read_spec(specs, number, _fields(value))
+        if missing:
+            raise ValueError(f"no {' and no '.join(missing.values())} after {len(texts):,} pieces")
     except (ValueError, UnicodeDecodeError) as error:
         raise UserError(f"{name}: not a whole sentencepiece model ({error}); fetch the file again") from None
     if KINDS.get(specs.kind) not in ("BPE", UNIGRAM):
