@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
+from tests.verbs.estimate_shape import SHAPE
 from tokenkit.config import build, parse_yaml
 from tokenkit.models.memory import Side, parameter_bytes, step_spent, without_memory
 from tokenkit.models.rates import Rates
@@ -17,15 +18,6 @@ from tokenkit.verbs.estimate import dry_run_text, estimate_distill, optimizer_by
 
 RATES = Rates({4: 1e9, 2: 1e9}, 1e9, 1e6, 1e6)
 DEMO = "tokenkit/assets/demo_teacher"
-SHAPE = LlamaConfig(
-    vocab_size=512,
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=4,
-    tie_word_embeddings=False,
-)
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
+from tests.verbs.estimate_shape import SHAPE
 from tokenkit.models.devices import LINKS, SHEETS
 from tokenkit.models.memory import Shared, Side, parameter_bytes, step_spent, without_memory
 from tokenkit.models.view import ModelView
@@ -15,15 +16,6 @@ from tokenkit.verbs.estimate_shared import Layout, Traffic, gathered_bytes, laye
 
 ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("TOKENKIT_SHARED", ROOT.parent / "shared"))
-SHAPE = LlamaConfig(
-    vocab_size=512,
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=4,
-    tie_word_embeddings=False,
-)
 
 
 def model():

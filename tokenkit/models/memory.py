@@ -175,7 +175,9 @@ class _Scored(torch.autograd.Function):
     def forward(ctx, hidden, head, alike, tile):
         ctx.save_for_backward(hidden, head)
         ctx.tile = tile
+        part = head.to(hidden.dtype) if alike else head  # converted once for all rows
         _hold_tile(hidden, head, (max(FEWEST, WHOLE // len(head)), len(head)) if alike else tile, copies=1)
+        del part
         return hidden.new_zeros(hidden.shape[:-1], dtype=torch.float32)
 
     @staticmethod
