@@ -203,11 +203,11 @@ def program_bytes(folder: Path, count: int) -> int:
 def _run(values: dict[str, Any]) -> tuple[int, list[float]]:
     """Resident bytes before a run, and the CPU seconds of its steps but the first, in rising order."""
     seconds: list[float] = []
-    step = loop._step
+    untimed = loop._step
 
-    def timed(*arguments: Any) -> Any:
+    def timed(run: Any, step: int) -> Any:
         began = time.process_time()
-        found = step(*arguments)
+        found = untimed(run, step)
         seconds.append(time.process_time() - began)
         return found
 
@@ -238,7 +238,7 @@ def main(folder: Path, *parts: str) -> None:
             source = make_model(model, folder) if model in SHAPES else model
             train = train | ({"steps": 2} if model in SHAPES and SHAPES[model].get("hidden_size", 0) >= LARGE else {})
             values = run_of(folder, number, source, train, more)
-            rates = speeds[train.get("precision", "float32")]
+            rates = speeds[str(train.get("precision", "float32"))]
             found = estimate_distill(build(DistillRun, values), rates, other_way=False)
             if found.processes not in program:
                 program[found.processes] = program_bytes(folder, found.processes)

@@ -12,6 +12,7 @@ from tokenkit.cli_shared import (
     Price,
     Quiet,
     Resume,
+    TrainDryRun,
     Verbs,
     Words,
     check_processes,
@@ -55,7 +56,7 @@ def demo(words: Words = None, dry_run: DryRun = False, quiet: Quiet = False) -> 
 @app.command()
 def pretrain(
     words: Words = None,
-    dry_run: DryRun = False,
+    dry_run: TrainDryRun = False,
     on: On = None,
     price: Price = None,
     resume: Resume = False,
@@ -74,7 +75,7 @@ def distill(
     words: Words = None,
     preset: cli_sweep.Preset = None,
     smoke: cli_sweep.Smoke = False,
-    dry_run: DryRun = False,
+    dry_run: TrainDryRun = False,
     on: On = None,
     price: Price = None,
     resume: Resume = False,

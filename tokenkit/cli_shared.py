@@ -19,12 +19,17 @@ Words = Annotated[
         metavar="RUN.YAML KEY=VALUE ...", help="A run file, then overrides; either may be left out.", show_default=False
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved run, and what training takes; leave.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved run and leave.")]
+TrainDryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved run, and what training takes; leave.")]
 On = Annotated[
     str | None,
-    typer.Option("--on", help="With --dry-run: estimate for a device that is not here: h100, a100-80, ..."),
+    typer.Option(
+        "--on", metavar="DEVICE", help="With --dry-run: estimate for a device that is not here: h100, a100-80, ..."
+    ),
 ]
-Price = Annotated[float | None, typer.Option("--price", min=0, help="With --on: of an hour of one such device.")]
+Price = Annotated[
+    float | None, typer.Option("--price", min=0, metavar="AMOUNT", help="With --on: of an hour of one such device.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that the output folder holds.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 

@@ -188,7 +188,7 @@ def export(
     words: Words = None,
     model: Model = None,
     output: Output = None,
-    kind: Annotated[str | None, typer.Option("--kind", help="compact, or open for codes too.")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", metavar="KIND", help="compact, or open for codes too.")] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Write what transformers loads, and check that it gives the same ids there."""
@@ -219,9 +219,13 @@ def benchmark(
 def encode(
     words: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="A text, @FILE, or - for input.")] = None,
     model: Model = None,
-    text: Annotated[str | None, typer.Option("--text", help="The text, instead of the argument.")] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", metavar="TEXT", help="The text, instead of the argument.")
+    ] = None,
     special: Annotated[bool, typer.Option("--special", help="Between begin and end of text.")] = False,
-    kind: Annotated[str | None, typer.Option("--kind", help="compact or open, if not the model's own.")] = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", metavar="KIND", help="compact or open, if not the model's own.")
+    ] = None,
 ) -> None:
     """Print the ids of a text as JSON."""
     from tokenkit.verbs.tokenizer.code import CodeRun, encode_text
@@ -234,8 +238,10 @@ def encode(
 def decode(
     words: Annotated[list[str] | None, typer.Argument(metavar="IDS", help="Ids: 71 5034, or [71, 5034].")] = None,
     model: Model = None,
-    ids: Annotated[str | None, typer.Option("--ids", help="The ids, instead of the argument.")] = None,
-    kind: Annotated[str | None, typer.Option("--kind", help="compact or open, if not the model's own.")] = None,
+    ids: Annotated[str | None, typer.Option("--ids", metavar="IDS", help="The ids, instead of the argument.")] = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", metavar="KIND", help="compact or open, if not the model's own.")
+    ] = None,
 ) -> None:
     """Print the text of ids."""
     from tokenkit.verbs.tokenizer.code import CodeRun, decode_ids

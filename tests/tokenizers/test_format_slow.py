@@ -57,6 +57,9 @@ def test_added_tokens_beyond_the_vocabulary(bpe, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "OddTokenizer"}))
     with pytest.raises(UserError, match="tokenizer_class 'OddTokenizer' does not say how text is split"):
         read_format(tmp_path)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<x>": "7"}))
+    with pytest.raises(UserError, match=r"added_tokens.json: the id of '<x>' is '7'"):
+        read_format(tmp_path)
 
 
 def test_published_gpt2(shared, tmp_path):

@@ -143,6 +143,13 @@ def test_no_bos_and_no_eos(bpe):
         assert tokenizer.start_id()
 
 
+def test_the_unknown_token_is_not_proposed_as_bos(bpe):
+    names = [token["content"] for token in bpe.definition["added_tokens"] if token["special"]]
+    model = bpe.definition["model"] | {"unk_token": names[0]}
+    with pytest.raises(UserError, match=re.escape(f'such as {{"bos_token": "{names[1]}"')):
+        HFTokenizer(bpe.definition | {"model": model}, {}, "x").start_id()
+
+
 def test_a_single_special_token_ends_texts_where_no_config_speaks(bpe):
     added = bpe.definition["added_tokens"][:1]
     assert HFTokenizer(bpe.definition | {"added_tokens": added}, None, "x").eos_id == added[0]["id"]

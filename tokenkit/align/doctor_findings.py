@@ -183,7 +183,7 @@ def _dummy_space(source: Side, target: Side) -> Finding:
 def _begin(source: Side, target: Side) -> Finding:
     numbers: dict[str, Number] = {"source_bos": source.bos, "target_bos": target.bos}
     if source.bos is not None and target.bos is None:
-        unnamed = "name bos_token in its tokenizer_config.json"
+        unnamed = "name bos_token in its tokenizer_config.json, or neither transfer nor distill takes it"
         starts = f"texts will begin with {target.eos}, with its row" if target.eos else unnamed
         sentence = (
             f"{source.name} begins texts with {source.bos}, {target.name} has no such token: the model parks attention "

@@ -72,7 +72,11 @@ class TokenizerFiles:
         found = [token["content"] for token in self.added_tokens if token["special"]]
         if not found:
             return f"it has no special token: {self.name}:target=Llama3 adds those of a family"
+        unknown = self.definition["model"].get("unk_token")
+        found = [token for token in found if token != unknown] or found
         example = json.dumps({"bos_token": found[0], "eos_token": found[min(1, len(found) - 1)]}, ensure_ascii=False)
+        other_name = self.name.endswith(".json") and Path(self.name).name != "tokenizer.json"
+        example += "; for that this file has to be called tokenizer.json" if other_name else ""
         return f"of its special tokens, name them in tokenizer_config.json beside tokenizer.json, such as {example}"
 
     def save(self, folder: Path) -> None:

@@ -59,14 +59,15 @@ from tokenkit.verbs.trained_part import has_base
 log = logging.getLogger(__name__)
 
 
-def distill(run: DistillRun, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+def distill(run: DistillRun, *, resume: bool = False, quiet: bool = False, brief: bool = False) -> dict[str, Any]:
     """Trains, measures, exports and reports; the results that are also in `output/results.json`.
 
-    Of a run without stages: `stages.distill_stages` does those.
+    Of a run without stages: `stages.distill_stages` does those. `brief` is for one of many runs: a progress bar and no
+    line beside it; `quiet` leaves out both.
     """
     assert not run.stages
     with processes(run.train.parallel, pick_device(run.train.device, "train.device")):
-        trained, leading = _train(run, resume, quiet), leads()
+        trained, leading = _train(run, resume, quiet, brief), leads()
     return _finish(run, trained) if leading else {}
 
 
@@ -87,7 +88,7 @@ class _Trained:
     after: dict[str, float]
 
 
-def _train(run: DistillRun, resume: bool, quiet: bool) -> _Trained:
+def _train(run: DistillRun, resume: bool, quiet: bool, brief: bool) -> _Trained:
     rows = read_training_rows(run.data)
     sides = prepare(run, rows)
     objective = objective_of(run.losses, sides)
@@ -100,7 +101,7 @@ def _train(run: DistillRun, resume: bool, quiet: bool) -> _Trained:
         folder = RunFolder(run.output, Sinks(run.train.sinks if leads() else [], run.train.project))
         first(lambda: _claim(run, folder, resume))
         if leads():
-            say(f"attention: {sides.made['attention']}", quiet)
+            say(f"attention: {sides.made['attention']}", quiet or brief)
         measure_teacher(run, task, sides, rows)
         measure = _measurement(run, sides, task, held_out)
         before = _before_training(run, sides, held_out, measure)

@@ -96,6 +96,8 @@ def _added_tokens(path: Path, ids: dict[str, int], config: dict[str, Any]) -> li
     if not (isinstance(listed, dict) and isinstance(decoder, dict)):
         raise UserError(f"{path.parent}: added tokens that are not a map; write those saved with the tokenizer")
     for content, index in listed.items():
+        if type(index) is not int or index < 0:
+            raise UserError(f"{beside}: the id of {content[:40]!r} is {index!r}; write those saved with the tokenizer")
         found[content] = added_token(index, content)
     for index, token in decoder.items():
         if not (index.isdigit() and isinstance(token, dict) and isinstance(token.get("content"), str)):
