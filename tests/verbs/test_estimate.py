@@ -8,6 +8,7 @@ from transformers import LlamaForCausalLM
 
 from tests.verbs.estimate_shape import SHAPE
 from tokenkit.config import build, parse_yaml
+from tokenkit.losses.kl import forward_kl
 from tokenkit.models.memory import Side, parameter_bytes, step_spent, without_memory
 from tokenkit.models.rates import Rates
 from tokenkit.models.view import ModelView
@@ -99,6 +100,26 @@ def test_logits_take_what_a_divergence_takes():
     plain, _ = spent(rows=8)
     whole, _ = spent(rows=8, needs=frozenset({"logits"}))
     assert whole.kept_bytes - plain.kept_bytes >= 8 * 16 * 512 * 4
+
+
+def test_logits_of_both_sides_take_what_forward_kl_takes():
+    rows, tokens, needs = 8, 16, frozenset({"logits"})
+    plain, _ = spent(rows=rows)
+    with without_memory("cpu"):
+        own, other = (ModelView(LlamaForCausalLM(SHAPE)) for _ in range(2))
+        sides = (Side(view, rows, tokens, needs) for view in (own, other))
+        found = step_spent(*sides, half=None, microbatches=1, width=64)
+    logits, taught = torch.randn(2, rows, tokens, 512)
+    saved = {}
+
+    def pack(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward_kl(logits.clone().requires_grad_(), taught)
+    held = rows * tokens * (2 * 512 + 64) * 4 + sum(saved.values())  # both logits, and the states of the teacher
+    assert found.kept_bytes - plain.kept_bytes == pytest.approx(held, rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

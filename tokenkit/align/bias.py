@@ -55,8 +55,8 @@ class PairBias:
         return found[0], found[1]
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """A file that is there whole or not at all: `write` fills a temporary name, which is then renamed."""
+def write_whole_with(path: Path, write: Callable[[Path], object]) -> None:
+    """A file there whole or not at all, written by a function; of bytes at hand, `whole_file.write_whole` does it."""
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")  # numpy appends a missing .npz
     try:
         write(temporary)
@@ -75,14 +75,14 @@ def save_bias(folder: Path, bias: PairBias, teacher: Tokenizer, student: Tokeniz
         "bias2": bias.bias2,
     }
     # One metadata entry: the library writes several in an order that changes from run to run.
-    write_whole(folder / BIAS_FILE, lambda path: path.write_bytes(save(tensors, {"tokenkit": json.dumps(about)})))
+    write_whole_with(folder / BIAS_FILE, lambda path: path.write_bytes(save(tensors, {"tokenkit": json.dumps(about)})))
 
 
 def save_bias_npz(folder: Path, bias: PairBias) -> None:
     """Writes bias1_matrix.npz and bias2_matrix.npz, which `scipy.sparse.load_npz` reads."""
     layout = {"row": bias.teacher_ids, "col": bias.student_ids, "format": np.array(b"coo"), "shape": bias.shape}
     for name, values in (("bias1", bias.bias1), ("bias2", bias.bias2)):
-        write_whole(folder / f"{name}_matrix.npz", lambda path, data=values: np.savez(path, data=data, **layout))
+        write_whole_with(folder / f"{name}_matrix.npz", lambda path, data=values: np.savez(path, data=data, **layout))
 
 
 def load_bias(folder: Path, teacher: Tokenizer, student: Tokenizer) -> PairBias:

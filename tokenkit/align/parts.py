@@ -13,7 +13,7 @@ from numpy import ndarray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from tokenkit.align.bias import write_whole
+from tokenkit.align.bias import write_whole_with
 
 
 @runtime_checkable
@@ -55,7 +55,7 @@ def run_parts(
 
 def _run_part(work: Work, task: Any, path: Path) -> None:
     result = work.run(task)
-    write_whole(path, lambda temporary: temporary.write_bytes(save(result)))
+    write_whole_with(path, lambda temporary: temporary.write_bytes(save(result)))
 
 
 def _is_whole(path: Path) -> bool:

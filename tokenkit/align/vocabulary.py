@@ -15,7 +15,7 @@ from rapidfuzz.process import cdist
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from tokenkit.align.bias import write_whole
+from tokenkit.align.bias import write_whole_with
 from tokenkit.config import UserError
 from tokenkit.tokenizers.base import Tokenizer
 from tokenkit.tokenizers.pieces import byte_alphabet
@@ -213,7 +213,7 @@ def save_map(folder: Path, found: TokenMap, kind: MapKind, student: Tokenizer, t
     about = {"kind": kind, "teacher": teacher.fingerprint, "student": student.fingerprint}
     tensors = {"teacher_id": found.teacher_id, "distance": found.distance}
     path = folder / f"{kind}_mapping.safetensors"
-    write_whole(path, lambda temporary: save_file(tensors, temporary, {"tokenkit": json.dumps(about)}))
+    write_whole_with(path, lambda temporary: save_file(tensors, temporary, {"tokenkit": json.dumps(about)}))
     return path
 
 
@@ -227,8 +227,8 @@ def save_map_npy(folder: Path, found: TokenMap, kind: MapKind, student: Tokenize
         for index, (spelling, distance) in enumerate(zip(spelled, found.distance.tolist(), strict=True))
         if distance >= 0
     }
-    write_whole(folder / f"{kind}_mapping.npy", lambda path: np.save(path, found.teacher_id))
-    write_whole(
+    write_whole_with(folder / f"{kind}_mapping.npy", lambda path: np.save(path, found.teacher_id))
+    write_whole_with(
         folder / f"{kind}_distances.json", lambda path: path.write_text(json.dumps(distances, indent=1), "utf-8")
     )
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
-from tokenkit.align.bias import write_whole
+from tokenkit.align.bias import write_whole_with
 from tokenkit.align.boundary import boundary_tokens
 from tokenkit.config import Config, UserError, build
 from tokenkit.data.example import Row, Side, Window
@@ -155,7 +155,7 @@ def read_manifest(folder: Path) -> Manifest:
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
     values = manifest.model_dump(mode="json")
     text = json.dumps({**values, "sha256": sha256_of([json.dumps(values).encode()])}, indent=1) + "\n"
-    write_whole(folder / MANIFEST, lambda path: path.write_text(text, "utf-8"))
+    write_whole_with(folder / MANIFEST, lambda path: path.write_text(text, "utf-8"))
 
 
 def find_damage(folder: Path, shard: Shard) -> str | None:
@@ -204,7 +204,7 @@ class Recording:
         tensors["counts"] = counts.astype(np.uint16) if counts.max() < 1 << 16 else counts
         tensors["checks"] = np.array([row_checksum(row.ids) for row in rows], np.uint16)
         raw, name = save(tensors), _name(number)
-        write_whole(self.folder / name, lambda path: path.write_bytes(raw))
+        write_whole_with(self.folder / name, lambda path: path.write_bytes(raw))
         self._shards[name] = Shard(
             file=name,
             first_row=first_row,

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
-from tokenkit.align.bias import write_whole
+from tokenkit.align.bias import write_whole_with
 from tokenkit.config import UserError
 from tokenkit.tokenizers.base import Tokenizer
 
@@ -92,7 +92,7 @@ class SyntheticWriter:
 
     def _write(self) -> None:
         path = self.folder / shard_name((self.count - 1) // self.shard_rows)
-        write_whole(path, lambda temporary: temporary.write_bytes(_packed(self.rows)))
+        write_whole_with(path, lambda temporary: temporary.write_bytes(_packed(self.rows)))
         self._close()
 
     def _close(self) -> None:
@@ -253,5 +253,5 @@ def finish_set(folder: Path, about: Mapping[str, Any], tokenizer: Tokenizer) -> 
         shards[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     found = {**about, **statistics.summary(), "shards": shards}
     text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
-    write_whole(folder / METADATA, lambda path: path.write_text(text, "utf-8"))
+    write_whole_with(folder / METADATA, lambda path: path.write_text(text, "utf-8"))
     return found

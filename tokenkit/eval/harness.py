@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import Field, model_validator
 
-from tokenkit.align.bias import write_whole
+from tokenkit.align.bias import write_whole_with
 from tokenkit.config import Config, UserError, digest
 from tokenkit.eval.bits_per_byte import EvalConfig
 from tokenkit.eval.metrics import OwnMetric
@@ -273,4 +273,4 @@ def _read(file: Path) -> list[EvalRow] | None:
 def _write(file: Path, rows: Sequence[EvalRow]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False)
-    write_whole(file, lambda path: path.write_text(text, "utf-8"))
+    write_whole_with(file, lambda path: path.write_text(text, "utf-8"))

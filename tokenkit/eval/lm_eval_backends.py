@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from tokenkit.align.bias import write_whole
+from tokenkit.align.bias import write_whole_with
 from tokenkit.eval.builtin_tasks import Loader
 from tokenkit.eval.harness import EvalRow, HarnessConfig, NotRun, Subject, not_run
 from tokenkit.eval.lm_eval_tasks import TaskFolders
@@ -233,4 +233,4 @@ def write_samples(folder: Path, samples: Mapping[str, Sequence[Mapping[str, Any]
     for task, rows in samples.items():
         lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
         name = f"{task.replace('/', '_')}.jsonl"
-        write_whole(folder / name, lambda path, text=lines: path.write_text(text, "utf-8"))
+        write_whole_with(folder / name, lambda path, text=lines: path.write_text(text, "utf-8"))

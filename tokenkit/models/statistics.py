@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from tokenkit.align.bias import write_whole
+from tokenkit.align.bias import write_whole_with
 from tokenkit.config import UserError, digest
 from tokenkit.models.whitening import Moments
 
@@ -72,7 +72,7 @@ def save_moments(path: Path, moments: Moments, identity: Mapping[str, Any]) -> N
     about = {"schema": SCHEMA, "count": moments.count, "identity": dict(identity)}
     content = save({"mean": moments.mean, "scatter": moments.scatter}, {"tokenkit": json.dumps(about, sort_keys=True)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda temporary: temporary.write_bytes(content))
+    write_whole_with(path, lambda temporary: temporary.write_bytes(content))
 
 
 def load_moments(path: Path, identity: Mapping[str, Any]) -> Moments:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from tokenkit.align.bias import write_whole
+from tokenkit.align.bias import write_whole_with
 from tokenkit.config import UserError
 from tokenkit.models.factorised_view import factorised_of
 from tokenkit.models.generate import WritingConfig, Written, stream, write
@@ -63,7 +63,7 @@ class Generation:
         found = write(**self.task, scored=output is not None)
         if output is not None:
             lines = [_line(prompt, one) for prompt, one in zip(self.prompts, found, strict=True)]
-            write_whole(output, lambda path: path.write_text("".join(lines), "utf-8"))
+            write_whole_with(output, lambda path: path.write_text("".join(lines), "utf-8"))
         return [shown + one.text for shown, one in zip(self.shown, found, strict=True)]
 
     def pieces(self) -> Iterator[str]:

@@ -53,10 +53,11 @@ def prepare(run: DistillRun, rows: Rows | None = None) -> Sides:
     for tokenizer in (source, target or source):
         require_lossless(tokenizer, "a student's tokenizer")
     require_kept(target or source, load_tokenizer)
+    record = Record(run.record) if run.record is not None else None
     theirs = _teacher_tokenizers(run)
     check_losses(run.losses, target or source, theirs[0] if theirs else source)  # what weights cannot mend
     model, _ = load_pair(run.model, device, tokenizer=source)
-    other = _teacher(run, device, theirs) if run.record is None else None
+    other = _teacher(run, device, theirs) if record is None else None
     changed = run.student is not None or run.ternary is not None
     shared_body = run.record is None and other is None and run.train.mode != "full" and not changed
     tables = _tables(model) if shared_body else {}
@@ -71,8 +72,8 @@ def prepare(run: DistillRun, rows: Rows | None = None) -> Sides:
     trained = trained_of(run, model, source, target, report)
     for one in (model, *(view.model for view in views_of(other[0] if other else None))):
         set_attention(one, run.train.attention)
-    if run.record is not None:
-        teacher, teacher_tokenizer = Record(run.record), theirs[0]
+    if record is not None:
+        teacher, teacher_tokenizer = record, theirs[0]
     elif other is None:
         teacher, teacher_tokenizer = ModelView(model, tables=tables, adapters=False), source
     else:

@@ -13,7 +13,7 @@ from numpy import ndarray
 from pydantic import Field
 from safetensors.numpy import save
 
-from tokenkit.align.bias import PairBias, save_bias, save_bias_npz, write_whole
+from tokenkit.align.bias import PairBias, save_bias, save_bias_npz, write_whole_with
 from tokenkit.align.counts import SMOOTHING, CountBatches
 from tokenkit.align.covers import Model
 from tokenkit.align.pair_bias import BiasBlocks, bias_blocks
@@ -67,7 +67,7 @@ def tokenizer_info(run: TokenizerInfoRun, *, resume: bool = False, quiet: bool =
         counting = CountBatches(teacher, student)
         found = run_parts(parts, "counts", counting, batches, run.workers, stage("counting", len(batches)))
         counts = {side: np.sum([part[side] for part in found], axis=0) for side in ("teacher", "student")}
-        write_whole(run.output / "counts.safetensors", lambda path: path.write_bytes(save(counts)))
+        write_whole_with(run.output / "counts.safetensors", lambda path: path.write_bytes(save(counts)))
         work = bias_blocks(teacher, student, counts["teacher"], counts["student"], run.smoothing)
         blocks = range(len(work.pairs.blocks))
         results = run_parts(parts, "bias", work, blocks, run.workers, stage("bias", len(blocks)))
