@@ -18,6 +18,7 @@ from tokenkit.cli import app
 BLOCKS = {page_name(path): read_blocks(path) for path in PAGES}
 RUN = {page: blocks for page, blocks in BLOCKS.items() if any(block.language != "text" for block in blocks)}
 WHOLE = [page for page, blocks in RUN.items() if any(b.has("slow") or "torchrun " in b.text for b in blocks)]
+LONG = {"export", "learned_tokenizer", "pairs", "tokenizers"}  # half a minute and more, of things that other tests hold
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),  # peft asks
     pytest.mark.filterwarnings("ignore:.*tie_word_embeddings=True:UserWarning"),
@@ -54,7 +55,7 @@ def only_listed(block: Block) -> bool:
     return block.language == "sh" and all(reason_not_to_run(command) for command in commands_of(block))
 
 
-@pytest.mark.parametrize("page", RUN)
+@pytest.mark.parametrize("page", [pytest.param(p, marks=pytest.mark.slow) if p in LONG else p for p in RUN])
 def test_blocks_run(page, request, monkeypatch, tmp_path):
     run_page(page, request, monkeypatch, tmp_path, whole=False)
 
