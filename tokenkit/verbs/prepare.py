@@ -52,6 +52,7 @@ def prepare(run: DistillRun, rows: Rows | None = None) -> Sides:
     source = tokenizer_of(run.model)
     for tokenizer in (source, target or source):
         require_lossless(tokenizer, "a student's tokenizer")
+    (target or source).start_id()  # every document begins with it: refused here, before a folder is claimed
     require_kept(target or source, load_tokenizer)
     record = Record(run.record) if run.record is not None else None
     theirs = _teacher_tokenizers(run)
