@@ -95,7 +95,7 @@ def plot_claim(claim: Claim, path: Path) -> bool:
     style = {"svg.fonttype": "none", "svg.hashsalt": claim.claim, "font.size": 10, "text.color": INK}
     style |= {"axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.edgecolor": "#8a919c"}
     with matplotlib.rc_context(style):
-        figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.36 * len(rows)), layout="constrained", facecolor=PALE)
+        figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.5 * len(rows)), layout="constrained", facecolor=PALE)
         axes.set_facecolor(PALE)
         for height, row in enumerate(reversed(rows)):
             assert row.ratio is not None
@@ -110,14 +110,14 @@ def plot_claim(claim: Claim, path: Path) -> bool:
         high = max(1.0, *(row.ratio.max for row in rows if row.ratio))
         margin = max((high / low) ** 0.08, 1.05)
         axes.set_xlim(low / margin, high * margin)
-        marks = [
-            mark for mark in (0.1, 0.25, 0.5, 0.7, 1, 1.5, 2, 4, 8, 16, 32, 64) if low / margin < mark < high * margin
-        ]
+        fine = (0.7, 1.5) if high / low < 8 else ()
+        every = (0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, *fine)
+        marks = [mark for mark in every if low / margin < mark < high * margin]
         axes.set_xticks(marks, [f"{mark:g}" for mark in marks])
         axes.minorticks_off()
-        axes.set_yticks(range(len(rows)), [f"{row.what} / {row.beside}, {row.unit}" for row in reversed(rows)])
+        axes.set_yticks(range(len(rows)), [f"{row.what}\n/ {row.beside}: {row.unit}" for row in reversed(rows)])
         axes.set_ylim(-0.6, len(rows) - 0.3)
-        axes.set_xlabel("times as good as the peer (right of 1: tokenkit ahead)")
+        axes.set_xlabel("times as good as the peer")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None, "Creator": None})
         pyplot.close(figure)
