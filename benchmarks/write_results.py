@@ -15,11 +15,11 @@ PAGE, PICTURES = ROOT / "docs/results.md", ROOT / "docs/benchmarks"
 BEGIN, END = "<!-- claims: written by benchmarks/write_results.py -->", "<!-- end of claims -->"
 INTRODUCTION = """# Claims, side by side
 
-`make bench` (see [benchmarks](benchmarks.md)) measures each claim and its peer in one run, in turn, on one thread, and
-writes this section. *Times as good* is the peer's figure over ours where less is better and ours over the peer's where
-more is, so above 1 tokenkit is ahead; in brackets the smallest and largest of the repeats. Seconds are left
-out, because only their ratios mean something between machines. Sizes are small, so that all of it takes under half an hour;
-the sections below have the larger runs.
+`make bench` (see [benchmarks](benchmarks.md)) measures each claim and its peer in one run, in turn, on one thread,
+and writes this section. *Times as good* is the peer's figure over ours where less is better and ours over the peer's
+where more is, so above 1 tokenkit is ahead; in brackets the smallest and largest of the repeats. Seconds are left
+out, because only their ratios mean something between machines. Sizes are small, so that all of it takes under half an
+hour; the sections below have the larger runs.
 """
 
 
