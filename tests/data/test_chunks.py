@@ -232,7 +232,7 @@ def test_unreadable_files_are_passed_over(folder, caplog):
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        (None, {}, r"no \.txt, \.jsonl, \.py or \.md file in it"),
+        (None, {}, r"no \.txt, \.jsonl, \.parquet, \.py or \.md file in it"),
         ("", {}, r"no text in its 1 files"),
         ("one document", {}, r"none of 1 documents is left to (validate with|train on) at validation_split=0.1"),
     ],
