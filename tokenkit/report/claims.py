@@ -189,7 +189,7 @@ def read_claims(folder: Path) -> list[Claim]:
     paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
     if not paths:
         raise UserError(
-            f"folder: {folder} holds no results; run `make bench` in a checkout of the repository, or write the folder "
+            f"{folder} holds no results; run `make bench` in a checkout of the repository, or write the folder "
             "that it filled"
         )
     found = []
