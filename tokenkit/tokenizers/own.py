@@ -56,7 +56,7 @@ class OwnTokenizer:
 
     def pieces(self, text: str) -> Iterable[int]:
         """The ids of a text, whose bytes one after the other are those of the text."""
-        raise NotImplementedError
+        raise UserError(f"{type(self).__name__}: does not say how it cuts; give it a method pieces(self, text) -> ids")
 
     @property
     def fingerprint(self) -> str:
